@@ -1,0 +1,65 @@
+# Everything from a fresh clone: `make demo` trains a small model, `make test` tests all of it. `make help` lists the rest.
+
+PYTHON ?= python3
+DEMO := -m train demo --out runs/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SETUP_SECONDS := $(VENV)/.setup-seconds
+ORACLE := .venv-oracle
+SOURCES := setup.cfg pyproject.toml constraints.txt
+
+# Two workers with one thread each (tests/conftest.py), since two pools of threads on the same cores only wait for each other.
+WORKERS ?= 2
+SEED ?= $(shell date +%s)
+PYTEST = seconds=$$(cat $(SETUP_SECONDS) 2>/dev/null); rm -f $(SETUP_SECONDS); SETUP_SECONDS=$$seconds \
+    $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint bench oracle clean
+
+help:  ## these lines
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 12
+
+$(INSTALLED): $(SOURCES)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	    f"$(PYTHON) is Python {v[0]}.{v[1]} but 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@echo "setting up $(VENV) (once, about a minute)"
+	@start=$$(date +%s) && \
+	    { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); } && \
+	    $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' && \
+	    echo $$(( $$(date +%s) - start )) > $(SETUP_SECONDS)
+	@touch $@
+
+demo: export TEXT := $(TEXT)
+demo: $(INSTALLED)  ## train a small DeepSeek on English text (or TEXT=path) and write runs/demo/report.html
+	$(BIN)/python $(DEMO) $(if $(TEXT),--text "$$TEXT")
+
+test: $(INSTALLED)  ## the tests (or TESTS=path), the same random examples each time
+	@$(PYTEST) $(TESTS)
+
+test-all: $(INSTALLED)  ## slow tests too, new random examples; the seed is printed, SEED=n repeats it
+	@$(PYTEST) -m 'not oracle' --hypothesis-profile random --hypothesis-seed $(SEED) $(TESTS)
+
+lint: $(INSTALLED)  ## style, formatting, directions of imports, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## speed and memory beside peers and the limits of this machine
+	$(BIN)/python -m benchmarks
+
+$(ORACLE)/.installed: $(SOURCES)
+	@echo "setting up $(ORACLE) with torch and transformers (once, some minutes)"
+	@test -x $(ORACLE)/bin/python || $(PYTHON) -m venv $(ORACLE)
+	@$(ORACLE)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,oracle]'
+	@touch $@
+
+oracle: $(ORACLE)/.installed  ## the same numbers from torch and transformers, in an environment of their own
+	$(ORACLE)/bin/python -m pytest -m oracle $(TESTS)
+
+clean:  ## remove environments, caches and compiled kernels; runs/ stays
+	rm -rf .venv .venv-oracle build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
