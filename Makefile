@@ -10,9 +10,10 @@ SETUP_SECONDS := $(VENV)/.setup-seconds
 ORACLE := .venv-oracle
 SOURCES := setup.cfg pyproject.toml constraints.txt
 
-# Two workers with one thread each (tests/conftest.py), since two pools of threads on the same cores only wait for each other.
+# Two workers with one thread each (tests/conftest.py): more threads than cores would wait for each other.
 WORKERS ?= 2
 SEED ?= $(shell date +%s)
+SEED := $(SEED)
 PYTEST = seconds=$$(cat $(SETUP_SECONDS) 2>/dev/null); rm -f $(SETUP_SECONDS); SETUP_SECONDS=$$seconds \
     $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
@@ -40,6 +41,7 @@ test: $(INSTALLED)  ## the tests (or TESTS=path), the same random examples each 
 	@$(PYTEST) $(TESTS)
 
 test-all: $(INSTALLED)  ## slow tests too, new random examples; the seed is printed, SEED=n repeats it
+	@echo "random examples drawn with SEED=$(SEED)"
 	@$(PYTEST) -m 'not oracle' --hypothesis-profile random --hypothesis-seed $(SEED) $(TESTS)
 
 lint: $(INSTALLED)  ## style, formatting, directions of imports, types
