@@ -1,0 +1,1 @@
+"""Fused twins of the reference primitives, loaded by the registry when first called."""

@@ -1,0 +1,1 @@
+"""Fused twins in numba, a file per family."""
