@@ -11,6 +11,7 @@ from tinygrad_ds.ops import (
     norm,
     reduction,
     rope,
+    routing,
     shape,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "norm",
     "reduction",
     "rope",
+    "routing",
     "shape",
 ]
