@@ -22,10 +22,10 @@ class CrossEntropySaved(NamedTuple):
 def cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean"):
     """How surprising the targets are: l = -log softmax(z)[t] = lse - z_t with lse = log sum_v exp(z_v).
 
-    logits z (..., V), targets t (...) of integers in 0..V-1, or ignore_index where a row does not count -> the
-    mean of l over the rows that count, their sum, or with "none" l (...) itself, 0 where ignored. The largest
-    logit is taken out of the exponentials first, so that none overflows. ValueError for targets out of range,
-    shapes that do not match, and a mean over no row at all.
+    logits z (..., V), targets t (...) of integers in 0..V-1, or ignore_index where a row does not count ->
+    the mean of l over the rows that count, their sum, or with "none" l (...) itself, 0 where ignored. The
+    largest logit is taken out of the exponentials first, so that none overflows. ValueError for targets out
+    of range, shapes that do not match, and a mean over no row at all.
     """
     xp = namespace(logits)
     counted = check_targets(logits, targets, ignore_index, reduction)
@@ -46,8 +46,8 @@ def cross_entropy_backward(saved, g):
 
         l = log sum_v exp(z_v) - z_t
         dl/dz_v = exp(z_v) / sum_u exp(z_u) - [v = t]  =  p_v - [v = t],    p = softmax(z) = exp(z - lse).
-    So dL/dz_nv = g_n (p_nv - [v = t_n]), where g_n is g for the sum, g / N for the mean over N rows, and 0 for
-    ignored rows. Each row of the gradient sums to 0: adding a constant to all logits changes nothing.
+    So dL/dz_nv = g_n (p_nv - [v = t_n]), where g_n is g for the sum, g / N for the mean over N rows, and 0
+    for ignored rows. Each row of the gradient sums to 0: adding a constant to all logits changes nothing.
     """
     logits, lse, targets, counted, reduction = saved
     xp = namespace(logits)

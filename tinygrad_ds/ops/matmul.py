@@ -1,7 +1,7 @@
 """Products of matrices: matmul, linear, einsum. Reference forms; the products themselves are BLAS everywhere.
 
-Each has its backward in two halves, because the gradient of an input is wanted at once by the layers below and
-that of a weight by the optimizer alone, any time (see `tinygrad_ds.defer_weight_gradients`).
+Each has its backward in two halves, because the gradient of an input is wanted at once by the layers below
+and that of a weight by the optimizer alone, any time (see `tinygrad_ds.defer_weight_gradients`).
 """
 
 import string
@@ -26,8 +26,9 @@ class MatmulSaved(NamedTuple):
 def matmul(a, b):
     """Y = A B for matrices in the last two axes; the axes in front broadcast.
 
-    a (..., n, k), b (..., k, m) -> y (..., n, m). As in NumPy, a of shape (k,) is taken as a row and b of shape
-    (k,) as a column, and the axis of size 1 is dropped from y again. ValueError where the k of both differ.
+    a (..., n, k), b (..., k, m) -> y (..., n, m). As in NumPy, a of shape (k,) is taken as a row and b of
+    shape (k,) as a column, and the axis of size 1 is dropped from y again. ValueError where the k of both
+    differ.
     """
     return namespace(a).matmul(a, b), MatmulSaved(a, b)
 
@@ -89,7 +90,7 @@ def linear(x, weight, bias=None):
     """
     if x.ndim == 0 or x.shape[-1] != weight.shape[-1]:
         raise ValueError(
-            f"linear: x has shape {x.shape} but the weight {weight.shape} takes rows of {weight.shape[-1]} numbers"
+            f"linear: x has shape {x.shape} but the weight {weight.shape} takes {weight.shape[-1]} numbers"
         )
     y = (_rows(x) @ weight.T).reshape(*x.shape[:-1], weight.shape[0])
     if bias is not None:
@@ -130,9 +131,10 @@ class EinsumSaved(NamedTuple):
 def einsum(*arrays, subscripts):
     """Einstein's sum: the operands' product, summed over all labels that the result does not name.
 
-    "bik,bjk->bij" multiplies batches of matrices. A label may repeat within an operand ("ii": the diagonal) or
-    stand in one operand alone ("ij->i": a sum); `...` stands for axes that broadcast; without "->" the result
-    has the axes of `...`, then the labels that occur once, sorted. ValueError where labels and axes do not match.
+    "bik,bjk->bij" multiplies batches of matrices. A label may repeat within an operand ("ii": the diagonal)
+    or stand in one operand alone ("ij->i": a sum); `...` stands for axes that broadcast; without "->" the
+    result has the axes of `...`, then the labels that occur once, sorted. ValueError where labels and axes
+    do not match.
     """
     terms, result = _spell_out(subscripts, arrays)
     y = _contract(terms, result, arrays)
@@ -148,7 +150,7 @@ def einsum_backward_input(saved, g):
 
 @einsum.backward_weight
 def einsum_backward_weight(saved, g):
-    """From g = dL/dy to the gradient of the last operand, the weight where there is one: see `_gradient_of`."""
+    """From g = dL/dy to that of the last operand, the weight where there is one: see `_gradient_of`."""
     last = len(saved.arrays) - 1
     return (*(None for _ in range(last)), _gradient_of(last, saved, g))
 

@@ -22,9 +22,8 @@ def rope(x, cos, sin, *, interleaved=True):
 
     Pair j is (x_2j, x_2j+1) where interleaved, as in published DeepSeek weights, else (x_j, x_{j+d/2}); y has
     the same layout. x (..., d), cos and sin (..., d/2), broadcast against x's leading axes -> y (..., d); cos
-    and sin get no gradient. Su et al. 2021 (section 3.2): where the angles grow with the position, q . k depends
-    on the distance alone.
-    ValueError where d is odd or cos does not have d/2 numbers.
+    and sin get no gradient. Su et al. 2021 (section 3.2): where the angles grow with the position, q . k
+    depends on the distance alone. ValueError where d is odd or cos does not have d/2 numbers.
     """
     d = x.shape[-1]
     if d % 2 or cos.shape[-1] != d // 2 or sin.shape[-1] != d // 2:
