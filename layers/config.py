@@ -1,7 +1,8 @@
 """DeepSeekConfig: what a network is, under the names of the published `config.json` files.
 
-Files of DeepSeek-V2, V2-Lite, V3 and R1 are read unchanged, in the old spelling (`rope_theta`, `rope_scaling`, `torch_dtype`)
-and in that of transformers 5 (`rope_parameters`, `dtype`). Keys that mean nothing here are kept in `extra` and written back.
+Files of DeepSeek-V2, V2-Lite, V3 and R1 are read unchanged, in the old spelling (`rope_theta`,
+`rope_scaling`, `torch_dtype`) and in that of transformers 5 (`rope_parameters`, `dtype`). Keys that mean
+nothing here are kept in `extra` and written back.
 """
 
 import json
@@ -35,7 +36,7 @@ class ConfigError(ValueError):
 class RopeScaling:
     """YaRN (Peng et al. 2023): how rotary frequencies are stretched to read `factor` times further.
 
-    `mscale` and `mscale_all_dim` are 0 where a file does not set them; `attention_factor` None means computed.
+    `mscale` and `mscale_all_dim` are 0 where a file does not set them; `attention_factor` None: computed.
     """
 
     factor: float
@@ -55,13 +56,13 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class DeepSeekConfig:
-    """The sizes and switches of one network. What is not given has DeepSeek-V3's value, without context extension.
+    """The sizes and switches of one network. What is not given is as in DeepSeek-V3 before its context grew.
 
-    The seven settings in which V2 and V3 differ (`BY_FAMILY`) are None until they are resolved from `model_type`;
-    a config that exists has them all, and has passed every check of `config_checks`. `replace` makes a changed copy.
+    The seven settings in which V2 and V3 differ (`BY_FAMILY`) are resolved from `model_type` where they are
+    None: a config that exists has them all, and has passed every check of `config_checks`.
 
-    `num_nextn_predict_layers` absent means 1 for V3, as its class has it, although a file may hold no MTP tensors
-    (transformers drops them when it saves): whoever loads weights goes by the tensors that are there.
+    `num_nextn_predict_layers` absent means 1 for V3, as its published class has it, although a file may hold
+    no MTP tensors (transformers drops them when it saves): whoever loads weights goes by the tensors there.
     """
 
     model_type: str = "deepseek_v3"
@@ -113,11 +114,16 @@ class DeepSeekConfig:
         settle = {name: values[family] for name, values in BY_FAMILY.items() if getattr(self, name) is None}
         if self.num_key_value_heads is None:
             settle["num_key_value_heads"] = 1 if self.attention_kind == "mqa" else self.num_attention_heads
+        found = []
         if isinstance(self.rope_scaling, Mapping):
-            settle["rope_scaling"] = read_rope_scaling(self.rope_scaling, self.max_position_embeddings)
+            try:
+                settle["rope_scaling"] = read_rope_scaling(self.rope_scaling, self.max_position_embeddings)
+            except ConfigError as error:
+                settle["rope_scaling"] = None
+                found.append(str(error))
         for name, value in settle.items():
             object.__setattr__(self, name, value)
-        if found := problems(self):
+        if found := [*found, *problems(self)]:
             raise ConfigError("\n".join(found))
 
     @property
@@ -127,7 +133,7 @@ class DeepSeekConfig:
 
     @property
     def attention_kind(self) -> str:
-        """ "mla", or "mha", "gqa", "mqa": the plain attentions that can stand in its place (heads of qk_head_dim)."""
+        """The attention of every layer: mla, or in its place mha, gqa or mqa with heads of qk_head_dim."""
         return self.extra.get("attention_kind", "mla")
 
     @property
@@ -136,7 +142,7 @@ class DeepSeekConfig:
         return self.topk_method == "noaux_tc"
 
     def is_moe(self, layer: int) -> bool:
-        """Is the feed-forward part of this layer a mixture of experts? Those of MTP modules (numbered on) always are."""
+        """Has this layer experts? The blocks of MTP modules, numbered on after the last layer, always do."""
         return layer >= self.first_k_dense_replace
 
     def replace(self, **changes: Any) -> "DeepSeekConfig":
@@ -145,7 +151,7 @@ class DeepSeekConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "DeepSeekConfig":
-        """The config that a parsed `config.json` describes. Raises ConfigError, with every problem at once."""
+        """The config that a parsed `config.json` describes. Raises ConfigError with every problem at once."""
         known = {each.name for each in fields(cls)} - {"extra"}
         given = {name: value for name, value in settings.items() if name in known}
         extra = {name: value for name, value in settings.items() if name not in known}
@@ -164,7 +170,7 @@ class DeepSeekConfig:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> "DeepSeekConfig":
-        """Read a `config.json`, or the one in a folder. Raises ConfigError where there is none or it cannot be."""
+        """Read a `config.json`, or the one in a folder. Raises ConfigError where none can be made of it."""
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         try:
@@ -182,7 +188,7 @@ class DeepSeekConfig:
         return cls.from_dict(settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, `extra` included, in the published spelling; `from_dict` makes the same config of it."""
+        """Everything, `extra` included, in the published spelling; `from_dict` reads it back the same."""
         kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "extra"}
         kept["rope_scaling"] = self.rope_scaling and self.rope_scaling.to_dict()
         family = "DeepseekV2" if self.model_type == "deepseek_v2" else "DeepseekV3"
@@ -192,7 +198,7 @@ class DeepSeekConfig:
         }
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a `config.json` (into `path` if that is a folder): aside first, then renamed, so never half."""
+        """Write a `config.json` (into `path` if that is a folder): aside first, then renamed, never half."""
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         aside = path.with_name(f"{path.name}.part")
@@ -201,7 +207,7 @@ class DeepSeekConfig:
 
 
 def read_rope_scaling(settings: Mapping[str, Any], max_position_embeddings: int) -> RopeScaling | None:
-    """The `rope_scaling` of a file (or `rope_parameters` less its theta), either spelling; "default" is None."""
+    """The `rope_scaling` of a file, or its `rope_parameters` less the theta; type "default" gives None."""
     settings = dict(settings)
     kinds = {settings.pop(key) for key in ("type", "rope_type") if key in settings}
     if kinds == {"default"}:

@@ -1,4 +1,4 @@
-"""What a configuration must satisfy. Each broken rule gives one sentence: the value, the limit and what to do."""
+"""What a configuration must satisfy. A broken rule gives one sentence: the value, the limit, the remedy."""
 
 import math
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ ROUTING = {  # family -> scoring_func and the ways to choose that go with it
     "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy")),
 }
 AT_LEAST_ONE = (
-    "vocab_size hidden_size num_hidden_layers max_position_embeddings num_attention_heads num_key_value_heads "
-    "kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim intermediate_size moe_intermediate_size "
-    "n_routed_experts num_experts_per_tok n_group topk_group"
+    "vocab_size hidden_size num_hidden_layers max_position_embeddings num_attention_heads "
+    "num_key_value_heads kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim intermediate_size "
+    "moe_intermediate_size n_routed_experts num_experts_per_tok n_group topk_group"
 ).split()
 NOT_NEGATIVE = ("first_k_dense_replace", "n_shared_experts", "num_nextn_predict_layers")
 ABOVE_ZERO = ("rope_theta", "rms_norm_eps", "routed_scaling_factor")
@@ -24,7 +24,7 @@ SWITCHES = ("attention_bias", "rope_interleave", "norm_topk_prob", "tie_word_emb
 
 
 def problems(config: "DeepSeekConfig") -> list[str]:
-    """Every broken rule of a config, as sentences. Relations are only looked at when each value by itself can be."""
+    """Every broken rule, as sentences. How values fit together matters once each by itself is possible."""
     return list(impossible_values(config)) or [*impossible_attention(config), *impossible_experts(config)]
 
 
@@ -56,11 +56,11 @@ def impossible_values(config: "DeepSeekConfig") -> Iterator[str]:
         if not isinstance(getattr(config, name), bool):
             yield f"{name} is {getattr(config, name)!r} but must be true or false"
     if config.hidden_act != "silu":
-        yield f"hidden_act is {config.hidden_act!r} but the gated feed-forward here is SwiGLU: set it to 'silu'"
-    if config.moe_layer_freq != 1:
-        yield f"moe_layer_freq is {config.moe_layer_freq!r} but every layer after the dense ones has experts here: only 1"
-    if config.extra.get("attention_dropout"):
-        yield f"attention_dropout is {config.extra['attention_dropout']!r} but nothing is dropped here: set it to 0"
+        yield f"hidden_act is {config.hidden_act!r} but feed-forward parts here are SwiGLU: set it to 'silu'"
+    if (every := config.moe_layer_freq) != 1:
+        yield f"moe_layer_freq is {every!r} but all layers after the dense have experts here: set it to 1"
+    if dropout := config.extra.get("attention_dropout"):
+        yield f"attention_dropout is {dropout!r} but nothing is dropped here: set it to 0"
     if not isinstance(config.quantization_config, dict | None):
         yield f"quantization_config is {config.quantization_config!r} but must be an object, or absent"
     yield from impossible_rope_scaling(config)
@@ -77,10 +77,10 @@ def impossible_rope_scaling(config: "DeepSeekConfig") -> Iterator[str]:
     limits = {"factor": 1, "original_max_position_embeddings": 1, "beta_slow": 0, "beta_fast": 0, "mscale": 0}
     for name, limit in (limits | {"mscale_all_dim": 0}).items():
         if not is_number(getattr(rope, name)) or getattr(rope, name) < limit:
-            yield f"{name} of rope_scaling is {getattr(rope, name)!r} but must be a number of at least {limit}"
+            yield f"rope_scaling has {name} {getattr(rope, name)!r} but needs a number of at least {limit}"
             return
     if rope.beta_slow >= rope.beta_fast:
-        yield f"beta_slow of rope_scaling is {rope.beta_slow} but must be below beta_fast, which is {rope.beta_fast}"
+        yield f"rope_scaling has beta_slow {rope.beta_slow} but it must be below beta_fast, {rope.beta_fast}"
 
 
 def impossible_attention(config: "DeepSeekConfig") -> Iterator[str]:
@@ -90,34 +90,36 @@ def impossible_attention(config: "DeepSeekConfig") -> Iterator[str]:
             f"qk_rope_head_dim is {config.qk_rope_head_dim} but rotary embedding turns pairs: "
             f"take an even number, such as {config.qk_rope_head_dim + 1}"
         )
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    if config.attention_kind in ("mla", "mha") and kv_heads != heads:
+    kind, heads, kv_heads = config.attention_kind, config.num_attention_heads, config.num_key_value_heads
+    if kind in ("mla", "mha") and kv_heads != heads:
         yield (
-            f"num_key_value_heads is {kv_heads} but in {config.attention_kind.upper()} each of the {heads} heads has keys "
+            f"num_key_value_heads is {kv_heads} but in {kind.upper()} each of the {heads} heads has keys "
             f"of its own: set it to {heads} or leave it out"
         )
-    if config.attention_kind == "mqa" and kv_heads != 1:
+    if kind == "mqa" and kv_heads != 1:
         yield f"num_key_value_heads is {kv_heads} but in MQA all heads share one: set it to 1 or leave it out"
-    if config.attention_kind == "gqa" and heads % kv_heads:
+    if kind == "gqa" and heads % kv_heads:
         yield f"num_key_value_heads is {kv_heads} but must divide the {heads} heads into equal groups"
-    if config.first_k_dense_replace > config.num_hidden_layers:
+    dense, layers = config.first_k_dense_replace, config.num_hidden_layers
+    if dense > layers:
         yield (
-            f"first_k_dense_replace is {config.first_k_dense_replace} but there are only {config.num_hidden_layers} "
-            f"layers: at most {config.num_hidden_layers}, which makes all of them dense"
+            f"first_k_dense_replace is {dense} but there are only {layers} layers: at most {layers}, "
+            "which makes all of them dense"
         )
 
 
 def impossible_experts(config: "DeepSeekConfig") -> Iterator[str]:
     """Routing: which choices fit the family, and whether enough experts are left to choose from."""
-    scoring, methods = ROUTING[config.model_type]
+    family = config.model_type
+    scoring, methods = ROUTING[family]
     if config.scoring_func != scoring:
-        yield f"scoring_func is {config.scoring_func!r} but {config.model_type} scores with {scoring}: set it to {scoring!r}"
+        yield f"scoring_func is {config.scoring_func!r} but {family} scores by {scoring!r}: set it to that"
     if config.topk_method not in methods:
         known = " or ".join(map(repr, methods))
-        yield f"topk_method is {config.topk_method!r} but {config.model_type} chooses by {known}"
+        yield f"topk_method is {config.topk_method!r} but {family} chooses by {known}: set it to that"
         return
-    if config.model_type == "deepseek_v2" and config.norm_topk_prob:
-        yield "norm_topk_prob is true but V2's weights are never normalised, in no published model: set it to false"
+    if family == "deepseek_v2" and config.norm_topk_prob:
+        yield "norm_topk_prob is true but no published V2 model normalises its weights: set it to false"
     if config.first_k_dense_replace >= config.num_hidden_layers and not config.num_nextn_predict_layers:
         return  # no layer has experts
     experts, chosen = config.n_routed_experts, config.num_experts_per_tok
@@ -127,13 +129,13 @@ def impossible_experts(config: "DeepSeekConfig") -> Iterator[str]:
         return
     groups, kept = config.n_group, config.topk_group
     if experts % groups:
-        yield f"n_group is {groups} but must divide the {experts} experts (n_routed_experts) into equal groups"
+        yield f"n_group is {groups} but must divide the {experts} routed experts into equal groups"
         return
     size = experts // groups
     if config.has_correction_bias and size < 2:
         yield (
-            f"n_group is {groups} for {experts} experts, {size} in each, but a group is judged by its 2 best: "
-            f"at most {experts // 2} groups, or more experts"
+            f"n_group is {groups} for {experts} experts, {size} in each, but a group is judged by its 2 best "
+            f"experts: at most {experts // 2} groups, or more experts"
         )
     if kept > groups:
         yield f"topk_group is {kept} but there are only {groups} groups: at most {groups}"
