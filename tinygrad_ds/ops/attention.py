@@ -108,6 +108,8 @@ def check_shapes(q: Array, k: Array, v: Array, first: Array | None) -> None:
     kv_heads = k.shape[1]
     if k.shape[0] != batch or v.shape[:3] != k.shape[:3]:
         raise ValueError(f"{shapes}: all need the same batch, and k and v the same heads and time")
+    if d == 0:
+        raise ValueError(f"{shapes}: a head needs at least one number to match by")
     if k.shape[3] != d:
         raise ValueError(f"{shapes}: q and k need the same size of a head, not {d} and {k.shape[3]}")
     if kv_heads == 0 or heads % kv_heads:

@@ -140,7 +140,7 @@ class CombineSaved(NamedTuple):
 def combine(rows, weights, position):
     """The weighted sum of the rows that a token's experts made: y[n] = sum_k w[n, k] rows[position[n, k]].
 
-    rows (M, d), weights (N, K), position (N, K) -> y (N, d). Each row is read at most once, as after `dispatch`.
+    rows (M, d), weights (N, K), position (N, K) -> y (N, d). Each row is read at most once.
     """
     y = (weights[:, :, None] * rows[position]).sum(axis=1)
     return y, CombineSaved(rows, weights, position)

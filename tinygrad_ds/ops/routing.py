@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from tinygrad_ds.device import Array, namespace
+from tinygrad_ds.ops.activation import logistic, softmax
 from tinygrad_ds.primitive import primitive
 
 # The ways to choose that go with each scoring function, the usual one first.
@@ -73,10 +74,10 @@ def router_selection(
     xp = namespace(logits)
 
     if scoring_func == "sigmoid":
-        scores = _sigmoid(xp, logits)
+        scores = logistic(logits)
         choice = scores if bias is None else scores + bias
     else:
-        scores = choice = _softmax(xp, logits)
+        scores = choice = softmax.forward(logits)[0]
     if n_group > 1:
         choice = _best_groups_only(xp, choice, n_group, topk_group, topk_method)
     indices = xp.sort(_best(xp, choice, num_experts_per_tok), axis=-1)
@@ -126,18 +127,6 @@ def router_selection_backward(saved, g):
     else:
         grad_logits = scores * (grad_scores - (scores * grad_scores).sum(axis=-1, keepdims=True))
     return (grad_logits, None)[:arrays]
-
-
-def _sigmoid(xp: ModuleType, x: Array) -> Array:
-    """1 / (1 + e^-x), with e^-|x| in it, which cannot overflow."""
-    small = xp.exp(-xp.abs(x))
-    return xp.where(x < 0, small, xp.ones_like(small)) / (1 + small)
-
-
-def _softmax(xp: ModuleType, x: Array) -> Array:
-    """Over the last axis, shifted by the largest entry so that nothing overflows."""
-    e = xp.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
 
 
 def _best(xp: ModuleType, values: Array, count: int) -> Array:
