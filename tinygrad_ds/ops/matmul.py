@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinygrad_ds.device import Array, namespace
-from tinygrad_ds.ops.broadcast import sum_to
+from tinygrad_ds.ops.broadcast import fit, sum_to
 from tinygrad_ds.primitive import primitive
 
 
@@ -43,7 +43,7 @@ def matmul_backward_input(saved, g):
     """
     a, b, g = _as_matrices(saved.a, saved.b, g)
     grad_a = namespace(g).matmul(g, b.swapaxes(-1, -2))
-    return sum_to(grad_a, a.shape).reshape(saved.a.shape), None
+    return fit(sum_to(grad_a, a.shape).reshape(saved.a.shape), saved.a), None
 
 
 @matmul.backward_weight
@@ -57,7 +57,7 @@ def matmul_backward_weight(saved, g):
     if b.ndim == 2:  # one B for every A: the sum over the batch is part of the product
         a, g = _rows(a), _rows(g)
     grad_b = namespace(g).matmul(a.swapaxes(-1, -2), g)
-    return None, sum_to(grad_b, b.shape).reshape(saved.b.shape)
+    return None, fit(sum_to(grad_b, b.shape).reshape(saved.b.shape), saved.b)
 
 
 def _as_matrices(a: Array, b: Array, g: Array) -> tuple[Array, Array, Array]:
@@ -79,7 +79,7 @@ class LinearSaved(NamedTuple):
 
     x: Array  # (..., in)
     weight: Array  # (out, in)
-    has_bias: bool
+    bias: Array | None  # (out,)
 
 
 @primitive(weights=(1, 2))
@@ -95,7 +95,7 @@ def linear(x, weight, bias=None):
     y = (_rows(x) @ weight.T).reshape(*x.shape[:-1], weight.shape[0])
     if bias is not None:
         y = y + bias
-    return y, LinearSaved(x, weight, bias is not None)
+    return y, LinearSaved(x, weight, bias)
 
 
 @linear.backward_input
@@ -104,8 +104,9 @@ def linear_backward_input(saved, g):
 
     y_o = sum_i W_oi x_i + b_o, so   dL/dx_i = sum_o g_o W_oi,   that is   dL/dx = g W.
     """
-    grad_x = (_rows(g) @ saved.weight).reshape(saved.x.shape)
-    return (grad_x, None, None) if saved.has_bias else (grad_x, None)
+    x, weight, bias = saved
+    grad_x = fit((_rows(g) @ weight).reshape(x.shape), x)
+    return (grad_x, None) if bias is None else (grad_x, None, None)
 
 
 @linear.backward_weight
@@ -114,9 +115,9 @@ def linear_backward_weight(saved, g):
 
     dL/dW_oi = sum_n g_no x_ni,   that is   dL/dW = g^T x;      dL/db_o = sum_n g_no.
     """
-    g = _rows(g)
-    grad_weight = g.T @ _rows(saved.x)
-    return (None, grad_weight, g.sum(axis=0)) if saved.has_bias else (None, grad_weight)
+    x, weight, bias = saved
+    grad_weight = fit(_rows(g).T @ _rows(x), weight)
+    return (None, grad_weight) if bias is None else (None, grad_weight, fit(g, bias))
 
 
 class EinsumSaved(NamedTuple):
@@ -180,11 +181,11 @@ def _gradient_of(position: int, saved: EinsumSaved, g: Array) -> Array:
     grad = grad.reshape([next(at_hand) if there else 1 for there in reached])
     grad = sum_to(xp.broadcast_to(grad, np.broadcast_shapes(grad.shape, sizes)), sizes)
     if labels == term:
-        return grad
+        return fit(grad, x)
     diagonal = dict(zip(labels, xp.ix_(*(xp.arange(size) for size in sizes))))
-    grad_x = xp.zeros(x.shape, dtype=x.dtype)
+    grad_x = xp.zeros(x.shape, dtype=grad.dtype)
     grad_x[tuple(diagonal[label] for label in term)] = grad
-    return grad_x
+    return fit(grad_x, x)
 
 
 def _contract(terms: list[str] | tuple[str, ...], result: str, arrays: list | tuple) -> Array:
