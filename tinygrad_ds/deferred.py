@@ -1,4 +1,5 @@
-"""Weight gradients that wait. Pipelines need the gradient of a layer's input at once and that of its weights any time.
+"""Weight gradients that wait. Pipelines need the gradient of a layer's input at once and that of its weights
+any time.
 
 with tg.defer_weight_gradients() as later:
     loss.backward()          # only what other ranks wait for
@@ -27,7 +28,7 @@ class DeferredWeightGradients:
         self._waiting.append((record, record.saved, grad))
 
     def run(self, count: int | None = None) -> None:
-        """Compute the first `count` waiting gradients (by default all) and add them to the weights' `.grad`."""
+        """Compute the first `count` waiting gradients (by default all); add them to the weights' `.grad`."""
         count = len(self._waiting) if count is None else count
         now, self._waiting = self._waiting[:count], self._waiting[count:]
         for record, saved, grad in now:
@@ -42,7 +43,7 @@ class DeferredWeightGradients:
 
 @contextmanager
 def defer_weight_gradients() -> Iterator[DeferredWeightGradients]:
-    """Within the block, backward puts the weight half of products with parameters into the queue that it yields."""
+    """Within the block, backward puts the weight half of products with parameters into the yielded queue."""
     queue = DeferredWeightGradients()
     with settings.changed(deferred=queue):
         yield queue

@@ -12,14 +12,12 @@ Array = Any  # np.ndarray or cupy.ndarray; CuPy is optional, so there is no comm
 
 def namespace(array: Array) -> ModuleType:
     """The module, numpy or cupy, whose functions work on `array`."""
-    if isinstance(array, np.ndarray | np.generic):
-        return np
-    return _cupy()
+    return np if isinstance(array, np.ndarray) or device_of(array) == "cpu" else _cupy()
 
 
-def device_of(array: Array) -> str:
-    """ "cpu" or "cuda": where `array` lives."""
-    return "cpu" if isinstance(array, np.ndarray | np.generic) else "cuda"
+def device_of(value: Any) -> str:
+    """Where `value` lives: "cuda" for an array of CuPy's, "cpu" for NumPy's, and for lists and numbers."""
+    return "cuda" if type(value).__module__.partition(".")[0] == "cupy" else "cpu"
 
 
 def here() -> ModuleType:
@@ -30,23 +28,16 @@ def here() -> ModuleType:
 def place(array: Any, dtype: Any = None) -> Array:
     """`array` (any array, list or number) on the chosen device, without a copy where it is there already."""
     module = here()
-    if module is np and device_of_any(array) == "cuda":
-        return np.asarray(to_host(array), dtype=dtype)
-    return module.asarray(array, dtype=dtype)
-
-
-def device_of_any(value: Any) -> str:
-    """Like `device_of`, for lists and numbers too (these are on the host)."""
-    return "cuda" if type(value).__module__.partition(".")[0] == "cupy" else "cpu"
+    return module.asarray(to_host(array) if module is np else array, dtype=dtype)
 
 
 def to_host(array: Array) -> np.ndarray:
     """`array` as a NumPy array, copied from the device if it is there."""
-    return array.get() if device_of_any(array) == "cuda" else np.asarray(array)
+    return array.get() if device_of(array) == "cuda" else np.asarray(array)
 
 
 def generator(seed: int | tuple[int, ...]) -> np.random.Generator:
-    """Random numbers for `seed`. They are drawn on the host, so that a seed means the same on every device."""
+    """Random numbers for `seed`, drawn on the host, so that a seed means the same on every device."""
     return np.random.default_rng(seed)
 
 

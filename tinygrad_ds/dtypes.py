@@ -1,4 +1,4 @@
-"""Number formats by name, from float64 down to float8. The narrow ones come from ml_dtypes and serve as storage."""
+"""Number formats by name, float64 down to float8. The narrow ones, from ml_dtypes, serve as storage."""
 
 from typing import Any
 
@@ -13,7 +13,8 @@ _NARROW_TYPES = frozenset(_NARROW.values())
 
 
 def dtype(name: Any) -> np.dtype:
-    """The NumPy dtype called `name`: "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "int64", ..
+    """The NumPy dtype called `name`: "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "int64",
+    ..
 
     Raises ValueError for a name that is no dtype.
     """
@@ -33,7 +34,7 @@ def is_floating(kind: np.dtype) -> bool:
 
 
 def result_type(arrays: list[Any], scalars: list[Any]) -> np.dtype:
-    """The dtype that NumPy's rules give for these arrays and Python scalars; scalars never promote a float."""
+    """The dtype that NumPy's rules give for these arrays and scalars; a scalar never promotes a float."""
     if not arrays:
         return np.result_type(*scalars)
     of_arrays = np.result_type(*(array.dtype for array in arrays))

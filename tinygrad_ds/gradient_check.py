@@ -4,10 +4,12 @@ For an output y and a cotangent u, the scalar u . y has the derivative in one in
 
     d/dx_i = (8 [f(x_i + h) - f(x_i - h)] - [f(x_i + 2h) - f(x_i - 2h)]) / 12h,    f = u . y
 
-with a truncation error of order h^4. The differences are taken entry by entry before the sum, so that rounding in
-entries which x_i does not reach cancels exactly.
+with a truncation error of order h^4. The differences are taken entry by entry before the sum, so that
+rounding in entries which x_i does not reach cancels exactly.
 
-The error of an entry is relative: |analytic - numeric| / max(|analytic|, |numeric|, 1e-3 of the largest entry).
+The error of an entry is relative:
+
+    |analytic - numeric| / max(|analytic|, |numeric|, 1e-3 of the largest entry)
 """
 
 from collections.abc import Callable
@@ -38,7 +40,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class GradientReport:
-    """What a gradient check found. `worst` are the entries with the largest errors, `hints` what the pattern suggests."""
+    """What a gradient check found. `worst`: entries with the largest errors; `hints`: what they suggest."""
 
     passed: bool
     max_error: float
@@ -53,8 +55,8 @@ class GradientReport:
     def __str__(self) -> str:
         verdict = "passed" if self.passed else "FAILED"
         lines = [
-            f"gradient check {verdict}: largest relative error {self.max_error:.2e} over {self.checked} entries "
-            f"(tolerance {self.tolerance:.0e})"
+            f"gradient check {verdict}: largest relative error {self.max_error:.2e} "
+            f"over {self.checked} entries (tolerance {self.tolerance:.0e})"
         ]
         if self.worst and not self.passed:
             lines.append(
@@ -79,10 +81,11 @@ def gradcheck(
     seed: int = 0,
     **options: Any,
 ) -> GradientReport:
-    """Check the gradients of `function(*arrays, **options)`, a primitive or any function of Tensors, in float64.
+    """Check the gradients of `function(*arrays, **options)` in float64, a primitive or a function of Tensors.
 
-    arrays: floating ones are cast to float64 and checked entry by entry; others are passed as they are. A primitive is
-    checked on plain arrays with its reference pair (or with its declared surrogate), a function through the tape.
+    arrays: floating ones are cast to float64 and checked entry by entry; others are passed as they are. A
+    primitive is checked on plain arrays with its reference pair (or with its declared surrogate), a function
+    through the tape.
     """
     arrays = [np.asarray(to_host(a.data if isinstance(a, Node) else a)) for a in arrays]
     arrays = [np.array(a, dtype=np.float64) if is_floating(a.dtype) else a for a in arrays]
@@ -103,7 +106,7 @@ def check_pair(
     step: float = STEP,
     seed: int = 0,
 ) -> GradientReport:
-    """Check `gradients(arrays, cotangents) -> list` against differences of `value(arrays) -> list of outputs`."""
+    """Check `gradients(arrays, cotangents) -> list` against differences of `value(arrays) -> outputs`."""
     outputs = value(arrays)
     draw = generator(seed)
     cotangents = [draw.normal(size=y.shape) if is_floating(y.dtype) else None for y in outputs]
@@ -132,7 +135,7 @@ def check_pair(
 def numeric_gradient(
     value: Callable, arrays: list, position: int, cotangents: list, step: float = STEP, where: Any = None
 ) -> np.ndarray:
-    """Numeric dL/dx for input number `position`, L = sum of cotangent . output. `where`: only these indices."""
+    """Numeric dL/dx for input `position`, L = sum of cotangent . output. `where`: only these indices."""
     grad = np.zeros(arrays[position].shape)
     moved = [array.copy() if place == position else array for place, array in enumerate(arrays)]
     x = moved[position]
@@ -195,7 +198,7 @@ def _tape_pair(function: Callable, options: dict) -> tuple[Callable, Callable]:
 
 
 def relative_errors(analytic: np.ndarray, numeric: np.ndarray) -> np.ndarray:
-    """Entry by entry, as the head of this module says; entries that are not finite count as infinite errors."""
+    """Entry by entry, as the head of this module says; what is not finite counts as an infinite error."""
     if not analytic.size:
         return np.zeros(analytic.shape)
     largest = max(np.abs(analytic).max(), np.abs(numeric).max())

@@ -8,9 +8,10 @@
     def square_backward(saved, g):
         return (2 * saved.x * g,)
 
-`square.forward(array)` and `square.backward(saved, g)` work on plain arrays; `square(tensor)` puts the call on the tape.
-A primitive may have a fused twin for a device, which is preferred while `tg.using(kernels="fused")` holds; a twin whose
-forward returns NotImplemented does not cover the call, and the reference runs.
+`square.forward(array)` and `square.backward(saved, g)` work on plain arrays; `square(tensor)` puts the call
+on the tape. A primitive may have a fused twin for a device, which is preferred while
+`tg.using(kernels="fused")` holds; a twin whose forward returns NotImplemented does not cover the call, and
+the reference runs.
 """
 
 import importlib
@@ -29,7 +30,7 @@ _NUMBERS = (bool, int, float)  # np.float64 is a float too, and as weak
 
 
 class Twin:
-    """A fused pair for one primitive and device: functions of the same names and signatures as the reference's."""
+    """A fused pair for one primitive and device: functions of the reference's names and signatures."""
 
     def __init__(self, primitive: "Primitive", device: str) -> None:
         name = self.name = primitive.name
@@ -71,9 +72,9 @@ class Twins(Mapping):
 class Primitive:
     """One differentiable function. Made by the decorator `@primitive`.
 
-    `backward`, `backward_input`, `backward_weight` and `surrogate` are decorators until a function is registered with
-    them; from then on they are that function. `weights` are the positions of the arguments whose gradients
-    `backward_weight` computes and `defer_weight_gradients` may put off.
+    `backward`, `backward_input`, `backward_weight` and `surrogate` are decorators until a function is
+    registered with them; from then on they are that function. `weights` are the positions of the arguments
+    whose gradients `backward_weight` computes and `defer_weight_gradients` may put off.
     """
 
     def __init__(self, forward: Callable, weights: tuple[int, ...] = ()) -> None:
@@ -104,13 +105,13 @@ class Primitive:
         return function
 
     def backward_weight(self, function: Callable) -> Callable:
-        """Register the half of the derivative that only the optimizer waits for; with it `backward` is complete."""
+        """Register the half of the derivative that only the optimizer waits for; it completes `backward`."""
         self.__dict__["backward_weight"] = function
         self.__dict__["backward"] = _both_halves(self)
         return function
 
     def surrogate(self, function: Callable) -> Callable:
-        """Register the smooth function whose derivative `backward` is, where it is not that of the forward."""
+        """Register the smooth function that `backward` differentiates, where that is not the forward."""
         self.__dict__["surrogate"] = function
         return function
 
@@ -184,7 +185,7 @@ def _both_halves(pair: Any) -> Callable:
 
 
 def _as_arrays(args: list[Any]) -> list[Array]:
-    """Plain arrays for Tensors, arrays, lists and numbers. Numbers take the dtype that the arrays beside them set."""
+    """Plain arrays for Tensors, arrays, lists and numbers. Numbers take the dtype that the arrays set."""
     values = [arg.data if isinstance(arg, Node) else arg for arg in args]
     values = [v if isinstance(v, _NUMBERS) or hasattr(v, "strides") else place(v) for v in values]
     numbers = [v for v in values if isinstance(v, _NUMBERS)]
@@ -197,7 +198,7 @@ def _as_arrays(args: list[Any]) -> list[Array]:
 
 
 def _wrap(result: Any, arrays: list[Array], args: list[Any]) -> list[Node]:
-    """Nodes for the results. A view of an argument shares its version, so that writes through one are seen by all."""
+    """Nodes for the results. A view of an argument shares its version: a write through one is seen by all."""
     module = namespace(arrays[0])
     versions = {id(owner(arg.data)): arg.version for arg in args if isinstance(arg, Node)}
     values = [module.asarray(value) for value in (result if isinstance(result, tuple) else (result,))]

@@ -8,7 +8,7 @@ from tinygrad_ds.tape import Node
 
 
 class _Recomputed:
-    """The pair on the tape for one recomputed call; its backward runs the function anew, on a tape of its own."""
+    """The pair on the tape for one recomputed call; backward runs the function anew, on a tape of its own."""
 
     weights = ()
 
@@ -18,7 +18,7 @@ class _Recomputed:
         self.inputs = inputs
 
     def backward(self, saved: list, grad: Any) -> tuple:
-        """Run the function with gradients, and walk that tape. Parameters that it uses get their `.grad` on the way."""
+        """Run the function with gradients and walk that tape. Parameters get their `.grad` on the way."""
         leaves = [
             Node.public(item.data, requires_grad=item.requires_grad) if isinstance(item, Node) else item
             for item in self.inputs
@@ -38,8 +38,9 @@ class _Recomputed:
 def recompute(function: Callable, *inputs: Any) -> Any:
     """`function(*inputs)`, saving only the inputs: backward computes everything between once more.
 
-    The function must give the same result each time, return a Tensor or a tuple of Tensors, and take every Tensor that
-    other calls made as one of `inputs` (parameters it may use freely); RuntimeError says so otherwise.
+    The function must give the same result each time, return a Tensor or a tuple of Tensors, and take every
+    Tensor that other calls made as one of `inputs` (parameters it may use freely); RuntimeError says so
+    otherwise.
     """
     if not settings.current().recording:
         return function(*inputs)

@@ -33,20 +33,16 @@ class Settings:
                 raise ValueError(f"{name} is {value!r} but must be one of {', '.join(allowed)}")
 
 
-_current: ContextVar[Settings] = ContextVar("tinygrad_ds")
-_current.set(
-    Settings(
-        kernels=os.environ.get("TINYGRAD_DS_KERNELS", "fused"),
-        device=os.environ.get("TINYGRAD_DS_DEVICE", "cpu"),
-    )
+_from_outside = Settings(
+    kernels=os.environ.get("TINYGRAD_DS_KERNELS", "fused"),
+    device=os.environ.get("TINYGRAD_DS_DEVICE", "cpu"),
 )
-# A new thread starts without context variables: it begins with what the environment asked for.
-_from_environment = _current.get()
+_current = ContextVar("tinygrad_ds", default=_from_outside)
 
 
 def current() -> Settings:
-    """The settings in force here."""
-    return _current.get(_from_environment)
+    """The settings in force here. A new thread begins with what the environment asked for."""
+    return _current.get()
 
 
 @contextmanager

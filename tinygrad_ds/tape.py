@@ -1,11 +1,12 @@
 """The tape: nodes, records of calls, and the walk back through them.
 
-A `Node` is an array with a place for its gradient. A call of a primitive that needs gradients leaves a `Record`: the
-pair of functions that ran, what the forward saved, and the nodes that went in. `backward` walks the records from the
-last to the first. Nothing here knows any primitive.
+A `Node` is an array with a place for its gradient. A call of a primitive that needs gradients leaves a
+`Record`: the pair of functions that ran, what the forward saved, and the nodes that went in. `backward` walks
+the records from the last to the first. Nothing here knows any primitive.
 
-In-place writes: every node has a version that its views share. A record notes the versions of its outputs and of those
-inputs that it saved; a walk that finds another version says which primitive would have computed a wrong gradient.
+In-place writes: every node has a version that its views share. A record notes the versions of its outputs and
+of those inputs that it saved; a walk that finds another version says which primitive would have computed a
+wrong gradient.
 """
 
 import heapq
@@ -115,8 +116,8 @@ class Record:
             for place, (before, array) in enumerate(zip(self.checksums, arrays_in(self.saved), strict=True)):
                 if checksum(array) != before:
                     raise RuntimeError(
-                        f"array {place} of shape {array.shape} saved by {self.pair.name!r} was changed behind the "
-                        "tape's back (through .data?) between forward and backward"
+                        f"array {place} of shape {array.shape} saved by {self.pair.name!r} was changed "
+                        "behind the tape's back (through .data?) between forward and backward"
                     )
 
     def check_versions(self) -> None:
@@ -124,8 +125,8 @@ class Record:
         for guard in self.guards:
             if guard.version.count != guard.count:
                 raise RuntimeError(
-                    f"{guard.what} was written in place after {self.pair.name!r} was recorded, so its gradient would "
-                    "be wrong: write before the call, or to a copy"
+                    f"{guard.what} was written in place after {self.pair.name!r} was recorded, so its "
+                    "gradient would be wrong: write before the call, or to a copy"
                 )
 
     def free(self) -> None:
@@ -159,7 +160,7 @@ def record(pair: Pair, saved: Any, inputs: list[Node | None], outputs: list[Node
 
 
 class _Arrived(NamedTuple):
-    """A gradient on its way. `ours` says that the walk made the array, so that it may be added to in place."""
+    """A gradient on its way. `ours`: the walk made the array, so that it may be added to in place."""
 
     array: Array
     ours: bool
@@ -168,8 +169,8 @@ class _Arrived(NamedTuple):
 def backward(seeds: list[tuple[Node, Array]], *, keep_saved: bool = False, since: int = -1) -> None:
     """Carry gradients from `seeds` back to the leaves, adding to their `.grad`.
 
-    Records run from the last to the first, so every record has all its gradients when its turn comes. Records made
-    before number `since` are out of bounds (see `recompute`).
+    Records run from the last to the first, so every record has all its gradients when its turn comes. Records
+    made before number `since` are out of bounds (see `recompute`).
     """
     arrived: dict[int, tuple[Record, list[_Arrived | None]]] = {}
     waiting: list[int] = []
@@ -228,7 +229,7 @@ def _run(entry: Record, grad: Any) -> tuple:
 
 
 def _has_deferrable_weight(entry: Record) -> bool:
-    """Whether a weight's gradient can wait: every weight of the call is a leaf, so nothing else asks for it."""
+    """Whether a weight's gradient can wait: all weights of the call are leaves, so nothing else needs it."""
     weights = [entry.inputs[place] for place in entry.pair.weights if place < len(entry.inputs)]
     given = [node for node in weights if node is not None]
     return all(node.record is None for node in given) and any(node.requires_grad for node in given)
@@ -239,8 +240,8 @@ def checked(entry: Record, position: int, node: Node, grad: Array) -> Array:
     grad = namespace(node.data).asarray(grad)
     if grad.shape != node.data.shape or grad.dtype != node.data.dtype:
         raise RuntimeError(
-            f"the backward of {entry.pair.name!r} gave a gradient {grad.dtype}{grad.shape} for input {position}, "
-            f"which is {node.data.dtype}{node.data.shape}"
+            f"the backward of {entry.pair.name!r} gave a gradient {grad.dtype}{grad.shape} "
+            f"for input {position}, which is {node.data.dtype}{node.data.shape}"
         )
     if entry.checksums is not None and not namespace(grad).isfinite(grad).all():
         raise RuntimeError(
@@ -250,7 +251,7 @@ def checked(entry: Record, position: int, node: Node, grad: Array) -> Array:
 
 
 def _add(before: _Arrived | None, grad: Array) -> _Arrived:
-    """The sum of two gradients. The first one may be shared with others, so only our own sum is added to in place."""
+    """The sum of two gradients. The first may be shared, so only our own sum is added to in place."""
     if before is None:
         return _Arrived(grad, False)
     if before.ours:

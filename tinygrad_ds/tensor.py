@@ -1,4 +1,4 @@
-"""Tensor: what people write with. Operators and NumPy's method names over the tape; no arithmetic of its own."""
+"""Tensor: what people write with. Operators and NumPy's method names over the tape, no arithmetic."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from tinygrad_ds.tape import Node, Version
 class Tensor(Node):
     """An array that remembers how it was computed.
 
-    array: anything that NumPy takes; an array is wrapped, not copied. requires_grad asks for `.grad`, a plain array of
-    the same shape and dtype, which `backward` fills; it needs a floating dtype.
+    array: anything that NumPy takes; an array is wrapped, not copied. requires_grad asks for `.grad`, a plain
+    array of the same shape and dtype, which `backward` fills; it needs a floating dtype.
     """
 
     __slots__ = ()
@@ -48,7 +48,7 @@ class Tensor(Node):
         return self.data.dtype
 
     @property
-    def T(self) -> "Tensor":  # noqa: N802 - NumPy's name
+    def T(self) -> "Tensor":
         """All axes reversed."""
         return self.transpose()
 
@@ -85,9 +85,9 @@ class Tensor(Node):
     def backward(self, grad: Any = None, *, keep_saved: bool = False) -> None:
         """Add dL/dx to the `.grad` of every leaf x that this tensor depends on.
 
-        grad: dL/d(this tensor), of its shape; 1 by default, which needs a single entry. What the calls saved is freed
-        on the way unless keep_saved. Raises RuntimeError where there is nothing to differentiate, where the tape was
-        freed already, and where a saved array was written since.
+        grad: dL/d(this tensor), of its shape; 1 by default, which needs a single entry. What the calls saved
+        is freed on the way unless keep_saved. Raises RuntimeError where there is nothing to differentiate,
+        where the tape was freed already, and where a saved array was written since.
         """
         if not self.requires_grad:
             raise RuntimeError("backward needs a tensor that depends on one with requires_grad=True")

@@ -7,8 +7,8 @@
     @composition("rmsnorm")
     def rmsnorm_composed(x, weight, *, eps): ...      # the same from small primitives, on Tensors
 
-Arrays of a case are float64 (integers and booleans as they are); the walk makes float32, non-contiguous and read-only
-variants itself. Floating entries keep ten difference steps (1e-3) away from kinks and ties.
+Arrays of a case are float64 (integers and booleans as they are); the walk makes float32, non-contiguous and
+read-only variants itself. Floating entries keep ten difference steps (1e-3) away from kinks and ties.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def reals(
     kinks: tuple[float, ...] = (),
     distinct: bool = False,
 ) -> np.ndarray:
-    """A float64 array of entries in [low, high], kept MARGIN away from `kinks`, and from each other if distinct."""
+    """A float64 array in [low, high], its entries kept away from `kinks`, and from each other if distinct."""
     seed = draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     size = int(np.prod(shape))
@@ -80,7 +80,9 @@ def reals(
 
 
 @st.composite
-def broadcast_pair(draw: Any, max_dims: int = 3, max_side: int = 4) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def broadcast_pair(
+    draw: Any, max_dims: int = 3, max_side: int = 4
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Two shapes that broadcast against each other."""
     full = draw(shapes(0, max_dims, 0, max_side))
 

@@ -139,8 +139,8 @@ def _is_array(part: Any, kinds: str) -> bool:
 def _add_rows(x: Form, ids: Array, g: Array) -> Array:
     """Zeros in the form of x, with g[j] added to row ids[j]. Several times faster than add.at.
 
-    Sorting brings the g of one row together; `stable` keeps them in order, so that their sum has the same bits
-    each time.
+    Sorting brings the g of one row together; `stable` keeps them in order, so that their sum has the same
+    bits each time.
     """
     xp = namespace(g)
     grad = xp.zeros(x.shape, dtype=x.dtype)
