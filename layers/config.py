@@ -155,12 +155,14 @@ class DeepSeekConfig:
         known = {each.name for each in fields(cls)} - {"extra"}
         given = {name: value for name, value in settings.items() if name in known}
         extra = {name: value for name, value in settings.items() if name not in known}
+        if extra.get("architectures") == [architecture(settings.get("model_type", cls.model_type))]:
+            del extra["architectures"]  # follows from model_type
         if "dtype" in extra:
             given["torch_dtype"] = extra.pop("dtype")
         if "rope_parameters" in extra:  # {"rope_theta", "rope_type", ...}, the spelling of transformers 5
             rope = dict(extra.pop("rope_parameters") or {})
             given["rope_theta"] = rope.pop("rope_theta", given.get("rope_theta", cls.rope_theta))
-            given["rope_scaling"] = rope or None
+            given["rope_scaling"] = rope
         for name in ("n_group", "topk_group"):  # null: all experts are one group
             if name in given and given[name] is None:
                 given[name] = 1
@@ -191,8 +193,7 @@ class DeepSeekConfig:
         """Everything, `extra` included, in the published spelling; `from_dict` reads it back the same."""
         kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "extra"}
         kept["rope_scaling"] = self.rope_scaling and self.rope_scaling.to_dict()
-        family = "DeepseekV2" if self.model_type == "deepseek_v2" else "DeepseekV3"
-        written = {"architectures": [f"{family}ForCausalLM"]} | kept | self.extra
+        written = {"architectures": [architecture(self.model_type)]} | kept | self.extra
         return {
             key: value for key, value in written.items() if not (key in ABSENT_WHEN_NONE and value is None)
         }
@@ -206,11 +207,16 @@ class DeepSeekConfig:
         aside.replace(path)
 
 
+def architecture(model_type: str) -> str:
+    """The class that other libraries load such a network into."""
+    return "DeepseekV2ForCausalLM" if model_type == "deepseek_v2" else "DeepseekV3ForCausalLM"
+
+
 def read_rope_scaling(settings: Mapping[str, Any], max_position_embeddings: int) -> RopeScaling | None:
     """The `rope_scaling` of a file, or its `rope_parameters` less the theta; type "default" gives None."""
     settings = dict(settings)
     kinds = {settings.pop(key) for key in ("type", "rope_type") if key in settings}
-    if kinds == {"default"}:
+    if kinds == {"default"} or not (kinds or settings):
         return None
     if kinds != {"yarn"}:
         spelt = " and ".join(map(repr, sorted(kinds, key=str))) or "missing"
