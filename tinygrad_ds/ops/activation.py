@@ -121,8 +121,9 @@ def softmax(x, *, axis=-1):
 
     The largest x is taken out of all exponents first, which changes nothing and keeps them from overflowing.
     """
-    xp = namespace(x)
-    y = xp.exp(_below_largest(x, axis))
+    if not x.size:  # no largest entry, and none needed
+        return x.copy(), SoftmaxSaved(x, axis)
+    y = namespace(x).exp(x - x.max(axis=axis, keepdims=True))
     y /= y.sum(axis=axis, keepdims=True)
     return y, SoftmaxSaved(y, axis)
 
@@ -148,8 +149,10 @@ class LogSoftmaxSaved(NamedTuple):
 @primitive
 def log_softmax(x, *, axis=-1):
     """y_i = x_i - log sum_j e^x_j along `axis`, the logarithm of softmax without its underflow."""
+    if not x.size:
+        return x.copy(), LogSoftmaxSaved(x, axis)
     xp = namespace(x)
-    shifted = _below_largest(x, axis)
+    shifted = x - x.max(axis=axis, keepdims=True)
     y = shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
     return y, LogSoftmaxSaved(y, axis)
 
@@ -163,11 +166,6 @@ def log_softmax_backward(saved, g):
     """
     y, axis = saved
     return (g - namespace(y).exp(y) * g.sum(axis=axis, keepdims=True),)
-
-
-def _below_largest(x: Array, axis: int) -> Array:
-    """x minus its largest entry along `axis`; an array without entries has none and needs none."""
-    return x - x.max(axis=axis, keepdims=True) if x.size else x.copy()
 
 
 class SwigluSaved(NamedTuple):
