@@ -1,0 +1,41 @@
+"""Cases for the coarse primitives in ops/activation.py."""
+
+from hypothesis import strategies as st
+
+import tinygrad_ds as tg
+from tests.tinygrad_ds.harness import Case, composition, reals, shapes, strategy
+
+
+@st.composite
+def one_axis(draw):
+    """An array of any shape but 0-d, and one of its axes."""
+    shape = draw(shapes(min_dims=1, max_side=5))
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    return Case((draw(reals(shape, low=-4.0, high=4.0)),), {"axis": axis})
+
+
+strategy("softmax")(one_axis)
+strategy("log_softmax")(one_axis)
+
+
+@composition("softmax")
+def softmax_composed(x, *, axis):
+    e = tg.exp(x)
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+@composition("log_softmax")
+def log_softmax_composed(x, *, axis):
+    return x - tg.logsumexp(x, axis=axis, keepdims=True)
+
+
+@strategy("swiglu")
+@st.composite
+def swiglu_cases(draw):
+    shape = draw(shapes(max_side=5))
+    return Case((draw(reals(shape, low=-6.0, high=6.0)), draw(reals(shape))))
+
+
+@composition("swiglu")
+def swiglu_composed(gate, up):
+    return gate / (1 + tg.exp(-gate)) * up
