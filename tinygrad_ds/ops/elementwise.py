@@ -41,7 +41,7 @@ class ResultSaved(NamedTuple):
 
 @primitive
 def add(a, b):
-    """y = a + b."""
+    """Sum: y = a + b."""
     return a + b, FormsSaved(form(a), form(b))
 
 
@@ -53,7 +53,7 @@ def add_backward(saved, g):
 
 @primitive
 def subtract(a, b):
-    """y = a - b."""
+    """Difference: y = a - b."""
     return a - b, FormsSaved(form(a), form(b))
 
 
@@ -65,7 +65,7 @@ def subtract_backward(saved, g):
 
 @primitive
 def multiply(a, b):
-    """y = a b."""
+    """Product: y = a b."""
     return a * b, OperandsSaved(a, b)
 
 
@@ -86,7 +86,7 @@ class DivideSaved(NamedTuple):
 
 @primitive
 def divide(a, b):
-    """y = a / b."""
+    """Quotient: y = a / b."""
     y = a / b
     return y, DivideSaved(y, form(a), b)
 
@@ -165,7 +165,7 @@ def _share(g: Array, chosen: Array, tie: Array) -> Array:
 
 @primitive
 def negative(x):
-    """y = -x."""
+    """The other sign: y = -x."""
     return -x, ()
 
 
@@ -177,7 +177,7 @@ def negative_backward(saved, g):
 
 @primitive
 def exp(x):
-    """y = e^x."""
+    """Exponential: y = e^x."""
     y = namespace(x).exp(x)
     return y, ResultSaved(y)
 
@@ -190,7 +190,7 @@ def exp_backward(saved, g):
 
 @primitive
 def log(x):
-    """y = ln x."""
+    """Natural logarithm: y = ln x."""
     return namespace(x).log(x), InputSaved(x)
 
 
@@ -202,7 +202,7 @@ def log_backward(saved, g):
 
 @primitive
 def sqrt(x):
-    """y = x^(1/2)."""
+    """Square root: y = x^(1/2)."""
     y = namespace(x).sqrt(x)
     return y, ResultSaved(y)
 
@@ -215,7 +215,7 @@ def sqrt_backward(saved, g):
 
 @primitive
 def rsqrt(x):
-    """y = x^(-1/2)."""
+    """One over the square root: y = x^(-1/2)."""
     y = 1 / namespace(x).sqrt(x)
     return y, ResultSaved(y)
 
@@ -243,7 +243,7 @@ def tanh_backward(saved, g):
 
 @primitive
 def abs(x):
-    """y = |x|."""
+    """Absolute value: y = |x|."""
     return namespace(x).abs(x), InputSaved(x)
 
 
