@@ -1,0 +1,7 @@
+"""The network: DeepSeek's attention, experts, multi-token prediction, caches and checkpoints."""
+
+from layers.cache import KVCache, LatentCache
+from layers.config import DeepSeekConfig
+from layers.model import DeepSeekModel
+
+__all__ = ["DeepSeekConfig", "DeepSeekModel", "KVCache", "LatentCache"]

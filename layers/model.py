@@ -1,0 +1,219 @@
+"""DeepSeekModel: embedding, blocks, final norm and head, with MTP modules behind; its loss and its caches."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+
+import tinygrad_ds as tg
+from layers.block import Block
+from layers.cache import KVCache, LatentCache
+from layers.config import DeepSeekConfig
+from layers.context import make_context
+from layers.linear import Embedding, Linear
+from layers.loss import Losses, count_targets, losses
+from layers.module import Module, Part
+from layers.moe import MoE
+from layers.mtp import MTPModule
+from layers.norm import RMSNorm
+from layers.rope import Rotary
+from tinygrad_ds import Tensor
+from tinygrad_ds.device import Array, generator, place, to_host
+from tinygrad_ds.dtypes import dtype as named_dtype
+
+
+class DeepSeekModel(Module):
+    """A DeepSeek network with its parameters drawn from `seed` (None: left to be filled by a checkpoint).
+
+    dtype: float32, or float64 for exact comparisons. `model(ids)` gives logits (batch, time, vocab). With
+    `model.recompute = True` every block saves its input alone and computes the rest again in backward.
+    """
+
+    def __init__(self, config: DeepSeekConfig, seed: int | None = 0, dtype: str = "float32") -> None:
+        if named_dtype(dtype) not in (np.float32, np.float64):
+            raise ValueError(f"dtype is {dtype!r} but a model computes in float32 or float64")
+        kind = self.dtype = named_dtype(dtype)
+        self.config, self.recompute = config, False
+        self.rotary = Rotary(config, kind)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, kind)
+        self.layers = [Block(config, layer, kind) for layer in range(config.num_hidden_layers)]
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kind)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, kind)
+        depths = range(1, config.num_nextn_predict_layers + 1)
+        self.mtp = [MTPModule(config, depth, kind) for depth in depths]
+        if seed is not None:
+            self.initialize(seed)
+
+    def initialize(self, seed: int) -> None:
+        """Matrices normal(0, initializer_range), norms 1, biases 0. A draw depends on seed and name alone."""
+        for part in self.published():
+            if part.data.ndim < 2:
+                part.data[...] = part.name.endswith("norm.weight")
+            else:
+                random = generator((seed, zlib.crc32(part.name.encode())))
+                values = random.normal(0.0, self.config.initializer_range, part.data.shape)
+                part.data[...] = place(values, dtype=self.dtype)
+
+    def published(self, path: str = "") -> Iterator[Part]:
+        """All tensors under their published names; MTP modules are numbered on after the last layer."""
+        for name, value in self.children():
+            inner = name if isinstance(value, Linear) else f"model.{name}"
+            if isinstance(value, MTPModule):
+                inner = f"model.layers.{value.layer}"
+            yield from value.published(f"{path}{inner}.")
+
+    def __call__(self, ids: Any, cache: KVCache | LatentCache | None = None, first: Any = None) -> Tensor:
+        """ids (batch, time) -> logits (batch, time, vocab). See `hidden` for cache and first."""
+        return self.head(self.hidden(ids, cache, first))
+
+    def hidden(
+        self,
+        ids: Any,
+        cache: KVCache | LatentCache | None = None,
+        first: Any = None,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """ids (batch, time) -> h (batch, time, hidden) after the final norm.
+
+        cache: earlier columns, to which these are added; nothing is recorded then. first (batch,) or (batch,
+        time): the column at which a row, or the document of a token, begins (pads on the left, packed rows).
+        states: a list that gets the embeddings and every block's output.  Raises ValueError for ids that
+        cannot be.
+        """
+        with tg.no_grad() if cache is not None else nullcontext():
+            return self.trunk(ids, cache=cache, first=first, states=states)[0]
+
+    def trunk(
+        self,
+        ids: Any,
+        *,
+        cache: KVCache | LatentCache | None = None,
+        first: Any = None,
+        states: list[Tensor] | None = None,
+        balance: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`hidden`, recorded if recording is on, and the balance loss of every block."""
+        ids = self.checked(ids, 0 if cache is None else cache.length)
+        context = make_context(self.rotary, *ids.shape, first=first, cache=cache, balance=balance)
+        x = self.embed_tokens(place(ids))
+        states = [] if states is None else states
+        states.append(x)
+        balances = []
+        for block in self.layers:
+            if self.recompute:
+                x, loss = tg.recompute(lambda x, block=block: block(x, context), x)
+            else:
+                x, loss = block(x, context)
+            states.append(x)
+            balances.append(loss)
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        return self.norm(x), balances
+
+    def mtp_hidden(
+        self,
+        depth: int,
+        ids: Any,
+        h: Tensor,
+        *,
+        cache: KVCache | LatentCache | None = None,
+        first: Any = None,
+        balance: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """h^k of MTP module k = depth, from ids t_{i+k} (batch, time) and h = h^{k-1}_i (batch, time,
+        hidden).
+
+        The first is 1. `head` of it predicts t_{i+k+1}. cache: one of `new_mtp_caches`; column i of it is
+        entry i.
+        """
+        ids = self.checked(ids, 0 if cache is None else cache.length)
+        context = make_context(
+            self.rotary, *ids.shape, first=first, cache=cache, balance=balance, offset=depth
+        )
+        with tg.no_grad() if cache is not None else nullcontext():
+            h, loss = self.mtp[depth - 1](h, self.embed_tokens(place(ids)), context)
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        return h, loss
+
+    def head(self, h: Tensor) -> Tensor:
+        """h (.., hidden) after a final norm -> logits (.., vocab)."""
+        if self.config.tie_word_embeddings:
+            return tg.linear(h, self.embed_tokens.weight)
+        return self.lm_head(h)
+
+    def checked(self, ids: Any, columns_before: int) -> np.ndarray:
+        """ids as an array (batch, time). Raises ValueError for a shape, a length or an id that cannot be."""
+        ids, config = to_host(ids.data if isinstance(ids, Tensor) else ids), self.config
+        if ids.ndim != 2 or ids.dtype.kind not in "iu":
+            raise ValueError(f"ids are {ids.dtype}{ids.shape} but must be integers of shape (batch, time)")
+        end = columns_before + ids.shape[1]
+        if end > config.max_position_embeddings:
+            raise ValueError(
+                f"the sequence has {end} tokens but max_position_embeddings is "
+                f"{config.max_position_embeddings}: shorten it, or extend the context by YaRN"
+            )
+        if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise ValueError(
+                f"ids hold {wrong} but vocab_size is {config.vocab_size}: 0 to {config.vocab_size - 1}"
+            )
+        return ids
+
+    def loss(
+        self,
+        ids: Any,
+        targets: Any,
+        mtp_weight: float = 0.0,
+        balance_weight: float = 0.0,
+        *,
+        first: Any = None,
+        count: float | Array | None = None,
+    ) -> Tensor:
+        """L = L_main + mtp_weight * mean_k L_k + balance_weight * L_balance, 0-d. `losses` has the parts."""
+        return self.losses(ids, targets, mtp_weight, balance_weight, first=first, count=count).total
+
+    def losses(
+        self,
+        ids: Any,
+        targets: Any,
+        mtp_weight: float = 0.0,
+        balance_weight: float = 0.0,
+        *,
+        first: Any = None,
+        count: float | Array | None = None,
+    ) -> Losses:
+        """The loss and its parts; targets (batch, time) are aligned with ids, -100 is ignored."""
+        return losses(self, ids, targets, mtp_weight, balance_weight, first=first, count=count)
+
+    def count_targets(self, targets: Any) -> np.ndarray:
+        """What the parts of the loss are divided by; its sum over micro-batches is the `count` of each."""
+        return count_targets(np.asarray(targets), len(self.mtp))
+
+    def new_cache(self, batch: int) -> KVCache | LatentCache:
+        """An empty cache for `batch` sequences, for all layers of the trunk."""
+        return self._cache(len(self.layers), batch)
+
+    def new_mtp_caches(self, batch: int) -> list[KVCache | LatentCache]:
+        """An empty cache for each MTP module."""
+        return [self._cache(1, batch) for _ in self.mtp]
+
+    def _cache(self, layers: int, batch: int) -> KVCache | LatentCache:
+        config = self.config
+        if config.attention_kind == "mla":
+            return LatentCache(layers, batch, config.kv_lora_rank + config.qk_rope_head_dim, self.dtype)
+        heads, d_qk, d_v = config.num_key_value_heads, config.qk_head_dim, config.v_head_dim
+        return KVCache(layers, batch, heads, d_qk, d_v, self.dtype)
+
+    def moe_layers(self) -> dict[str, MoE]:
+        """Every mixture of experts by its published name, `model.layers.3.mlp`, MTP modules included."""
+        blocks = dict(enumerate(self.layers)) | {module.layer: module.block for module in self.mtp}
+        return {f"model.layers.{i}.mlp": b.mlp for i, b in blocks.items() if isinstance(b.mlp, MoE)}
+
+    def update_router_bias(self, gamma: float) -> None:
+        """Move every router's bias towards even loads, after each step; and count loads anew."""
+        for moe in self.moe_layers().values():
+            moe.update_router_bias(gamma)
