@@ -134,7 +134,8 @@ class StreamDecoder:
     A character may span several tokens. A piece is therefore held back while it ends in U+FFFD, which is
     what the first bytes of a character decode to. `ids[:shown]` has been given out and ends with a whole
     character; decoding goes on from `start`, one piece earlier, because some decoders treat a first token
-    specially.
+    specially. (Decoders with byte fallback turn a whole run of bytes into U+FFFD for one that is wrong. There
+    the sum is exact for the ids of any text, and not for bytes that make none.)
     """
 
     def __init__(self, tokenizer: Tokenizer, special: bool = False):
