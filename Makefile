@@ -1,4 +1,5 @@
-# Everything from a fresh clone: `make demo` trains a small model, `make test` tests all of it. `make help` lists the rest.
+# Everything from a fresh clone: `make demo` trains a small model, `make test` tests all of it; `make help`
+# lists the rest.
 
 PYTHON ?= python3
 DEMO := -m train demo --out runs/demo
