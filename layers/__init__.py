@@ -3,5 +3,13 @@
 from layers.cache import KVCache, LatentCache
 from layers.config import DeepSeekConfig
 from layers.model import DeepSeekModel
+from layers.weights import load_pretrained, save_pretrained
 
-__all__ = ["DeepSeekConfig", "DeepSeekModel", "KVCache", "LatentCache"]
+__all__ = [
+    "DeepSeekConfig",
+    "DeepSeekModel",
+    "KVCache",
+    "LatentCache",
+    "load_pretrained",
+    "save_pretrained",
+]
