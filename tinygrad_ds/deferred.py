@@ -10,35 +10,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tinygrad_ds import settings, tape
-from tinygrad_ds.tape import Record
+from tinygrad_ds import settings
+from tinygrad_ds.tape import Edge, Node, Record, arrays_in
+from tinygrad_ds.walk import accumulate, checked, once
 
 
 class DeferredWeightGradients:
     """A queue of weight gradients, first in, first out. Every entry keeps alive what it needs."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Record, Any, Any]] = []
+        self._waiting: list[tuple[Record, Any, list[Edge | None], Any]] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, record: Record, grad: Any) -> None:
         """Put off the weight half of one record; `grad` is what reached its result."""
-        self._waiting.append((record, record.saved, grad))
+        self._waiting.append((record, record.saved, record.edges, grad))
 
     def run(self, count: int | None = None) -> None:
         """Compute the first `count` waiting gradients (by default all); add them to the weights' `.grad`."""
         count = len(self._waiting) if count is None else count
         now, self._waiting = self._waiting[:count], self._waiting[count:]
-        for record, saved, grad in now:
+        for record, saved, edges, grad in now:
             record.check_versions()
-            for position, given in enumerate(record.pair.backward_weight(saved, grad)):
-                node = record.inputs[position]
-                if given is not None and node is not None and node.requires_grad:
-                    tape.accumulate(
-                        node, tape.checked(record, position, node, given), made_here=given is not grad
-                    )
+            given = record.pair.backward_weight(saved, grad)
+            held = [grad, *arrays_in(saved), *given]
+            for position, (to, g) in enumerate(zip(edges, given, strict=True)):
+                if to is not None and g is not None and isinstance(to.target, Node):
+                    accumulate(to.target, checked(record, position, to, g), once(g, held))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_ds import settings, tape
+from tinygrad_ds import settings, walk
 from tinygrad_ds.device import generator, to_host
 from tinygrad_ds.dtypes import is_floating
 from tinygrad_ds.primitive import Primitive
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     """One entry of one input's gradient."""
 
     input: int
-    index: tuple[int, ...]
+    element: tuple[int, ...]
     analytic: float
     numeric: float
     error: float
@@ -65,7 +65,7 @@ class GradientReport:
             for entry in self.worst:
                 ratio = entry.analytic / entry.numeric if entry.numeric else float("nan")
                 lines.append(
-                    f"{entry.input:>5}  {entry.index!s:<14}{entry.analytic:>16.8g}{entry.numeric:>16.8g}"
+                    f"{entry.input:>5}  {entry.element!s:<14}{entry.analytic:>16.8g}{entry.numeric:>16.8g}"
                     f"{ratio:>12.5g}{entry.error:>10.1e}"
                 )
         return "\n".join(lines + [f"hint: {hint}" for hint in self.hints])
@@ -87,14 +87,14 @@ def gradcheck(
     primitive is checked on plain arrays with its reference pair (or with its declared surrogate), a function
     through the tape.
     """
-    arrays = [np.asarray(to_host(a.data if isinstance(a, Node) else a)) for a in arrays]
-    arrays = [np.array(a, dtype=np.float64) if is_floating(a.dtype) else a for a in arrays]
+    hosts = [to_host(a.data if isinstance(a, Node) else a) for a in arrays]
+    doubles = [np.array(a, dtype=np.float64) if is_floating(a.dtype) else a for a in hosts]
     pair = (
         _primitive_pair(function, options)
         if isinstance(function, Primitive)
         else _tape_pair(function, options)
     )
-    return check_pair(*pair, arrays, tolerance=tolerance, step=step, seed=seed)
+    return check_pair(*pair, doubles, tolerance=tolerance, step=step, seed=seed)
 
 
 def check_pair(
@@ -158,7 +158,7 @@ def numeric_gradient(
     return grad
 
 
-def _primitive_pair(primitive: Primitive, options: dict) -> tuple[Callable, Callable]:
+def _primitive_pair(primitive: Any, options: dict) -> tuple[Callable, Callable]:
     """Value and gradients of a primitive on plain arrays."""
     surrogate = primitive.__dict__.get("surrogate")
 
@@ -189,7 +189,7 @@ def _tape_pair(function: Callable, options: dict) -> tuple[Callable, Callable]:
 
     def gradients(arrays: list, cotangents: list) -> list:
         inputs, outputs = call(arrays, True)
-        tape.backward(
+        walk.backward(
             [(y, u) for y, u in zip(outputs, cotangents, strict=True) if u is not None and y.requires_grad]
         )
         return [np.zeros(x.data.shape) if x.grad is None else to_host(x.grad) for x in inputs]

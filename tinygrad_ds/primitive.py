@@ -23,7 +23,7 @@ from tinygrad_ds import settings, tape
 from tinygrad_ds.device import Array, device_of, namespace, owner, place
 from tinygrad_ds.dtypes import result_type
 from tinygrad_ds.kernels.table import TWINS
-from tinygrad_ds.tape import Node, Version
+from tinygrad_ds.tape import Node
 
 primitives: dict[str, "Primitive"] = {}
 _NUMBERS = (bool, int, float)  # np.float64 is a float too, and as weak
@@ -59,8 +59,8 @@ class Twins(Mapping):
             self._loaded[device] = Twin(self._primitive, device)
         return self._loaded[device]
 
-    def __contains__(self, device: object) -> bool:
-        return self._primitive.name in TWINS.get(device, {})  # no import just to look
+    def __contains__(self, device: Any) -> bool:
+        return device in TWINS and self._primitive.name in TWINS[device]  # no import just to look
 
     def __iter__(self) -> Iterator[str]:
         return (device for device in TWINS if self._primitive.name in TWINS[device])
@@ -117,17 +117,15 @@ class Primitive:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call with Tensors, arrays and numbers; returns Tensors, on the tape if a gradient is wanted."""
-        args, options = self._bind(args, options)
-        arrays = _as_arrays(args)
+        given, options = self._bind(args, options)
+        arrays = _as_arrays(given)
         pair, (result, saved) = self._run(arrays, options)
-        outputs = _wrap(result, arrays, args)
-        inputs = [arg if isinstance(arg, Node) else None for arg in args]
+        outputs = _wrap(result, arrays, given)
+        inputs = [arg if isinstance(arg, Node) else None for arg in given]
         wanted = any(node is not None and node.requires_grad for node in inputs)
         if wanted and settings.current().recording:
-            tape.record(pair, saved, inputs, outputs)
-        if not isinstance(result, tuple):
-            return outputs[0]
-        return type(result)(*outputs) if hasattr(result, "_fields") else tuple(outputs)
+            tape.record(pair, saved, inputs, outputs, isinstance(result, tuple))
+        return tape.like(result, outputs)
 
     def _run(self, arrays: list[Array], options: dict[str, Any]) -> tuple[Any, tuple[Any, Any]]:
         """The pair that served this call, and what its forward returned."""
@@ -202,4 +200,4 @@ def _wrap(result: Any, arrays: list[Array], args: list[Any]) -> list[Node]:
     module = namespace(arrays[0])
     versions = {id(owner(arg.data)): arg.version for arg in args if isinstance(arg, Node)}
     values = [module.asarray(value) for value in (result if isinstance(result, tuple) else (result,))]
-    return [Node.public(value, version=versions.get(id(owner(value))) or Version()) for value in values]
+    return [Node.around(value, version=versions.get(id(owner(value)))) for value in values]

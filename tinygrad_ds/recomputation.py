@@ -3,36 +3,38 @@
 from collections.abc import Callable
 from typing import Any
 
-from tinygrad_ds import settings, tape
+from tinygrad_ds import settings, tape, walk
 from tinygrad_ds.tape import Node
 
 
 class _Recomputed:
     """The pair on the tape for one recomputed call; backward runs the function anew, on a tape of its own."""
 
-    weights = ()
+    weights: tuple[int, ...] = ()
 
-    def __init__(self, function: Callable, inputs: tuple) -> None:
+    def __init__(self, function: Callable, wanted: list[bool | None]) -> None:
         self.name = f"recompute({getattr(function, '__name__', 'function')})"
         self.function = function
-        self.inputs = inputs
+        self.wanted = wanted  # for every input whether it needs a gradient, None if it is no Tensor
+        self.settings = settings.current()
 
     def backward(self, saved: list, grad: Any) -> tuple:
         """Run the function with gradients and walk that tape. Parameters get their `.grad` on the way."""
-        leaves = [
-            Node.public(item.data, requires_grad=item.requires_grad) if isinstance(item, Node) else item
-            for item in self.inputs
+        inputs = [
+            value if wanted is None else Node.around(value, requires_grad=wanted)
+            for value, wanted in zip(saved, self.wanted, strict=True)
         ]
-        first = tape.next_order()
-        with settings.changed(recording=True):
-            results = self.function(*leaves)
-        results = results if isinstance(results, tuple) else (results,)
-        grads = grad if len(results) > 1 else (grad,)
+        first, then = tape.next_order(), self.settings
+        with settings.changed(recording=True, kernels=then.kernels, device=then.device):
+            results = self.function(*inputs)
+        results, grads = (results, grad) if isinstance(results, tuple) else ((results,), (grad,))
         seeds = [
             (node, g) for node, g in zip(results, grads, strict=True) if g is not None and node.requires_grad
         ]
-        tape.backward(seeds, since=first)
-        return tuple(leaf.grad if isinstance(leaf, Node) else None for leaf in leaves)
+        walk.backward(seeds, since=first)
+        return tuple(
+            None if wanted is None else x.grad for x, wanted in zip(inputs, self.wanted, strict=True)
+        )
 
 
 def recompute(function: Callable, *inputs: Any) -> Any:
@@ -47,12 +49,9 @@ def recompute(function: Callable, *inputs: Any) -> Any:
     with settings.changed(recording=False):
         results = function(*inputs)
     nodes = [item if isinstance(item, Node) else None for item in inputs]
-    outputs = [
-        Node.public(node.data, version=node.version)
-        for node in (results if isinstance(results, tuple) else (results,))
-    ]
-    saved = [node.data for node in nodes if node is not None]
-    tape.record(_Recomputed(function, inputs), saved, nodes, outputs)
-    if not isinstance(results, tuple):
-        return outputs[0]
-    return type(results)(*outputs) if hasattr(results, "_fields") else tuple(outputs)
+    several = isinstance(results, tuple)
+    outputs = [Node.around(y.data, version=y.version) for y in (results if several else (results,))]
+    saved = [item.data if isinstance(item, Node) else item for item in inputs]
+    wanted = [None if node is None else node.requires_grad for node in nodes]
+    tape.record(_Recomputed(function, wanted), saved, nodes, outputs, several)
+    return tape.like(results, outputs)

@@ -1,36 +1,25 @@
-"""The tape: nodes, records of calls, and the walk back through them.
+"""The tape: nodes, and records of calls. Nothing here knows any primitive.
 
 A `Node` is an array with a place for its gradient. A call of a primitive that needs gradients leaves a
-`Record`: the pair of functions that ran, what the forward saved, and the nodes that went in. `backward` walks
-the records from the last to the first. Nothing here knows any primitive.
+`Record`: the pair of functions that ran, what the forward saved, and an `Edge` to every input. walk.py goes
+back through them.
 
 In-place writes: every node has a version that its views share. A record notes the versions of its outputs and
 of those inputs that it saved; a walk that finds another version says which primitive would have computed a
 wrong gradient.
 """
 
-import heapq
 import itertools
 import weakref
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinygrad_ds import settings
-from tinygrad_ds.device import Array, namespace, owner, to_host
+from tinygrad_ds.device import Array, owner, to_host
 from tinygrad_ds.dtypes import is_floating
-
-
-class Pair(Protocol):
-    """A forward and its backward, reference or fused; the halves exist where `weights` names arguments."""
-
-    name: str
-    weights: tuple[int, ...]
-    backward: Any
-    backward_input: Any
-    backward_weight: Any
 
 
 class Version:
@@ -56,6 +45,13 @@ class Node:
         self.output = 0
         self.version = version or Version()
 
+    @classmethod
+    def around(cls, data: Array, requires_grad: bool = False, version: Version | None = None) -> Any:
+        """A node of the users' class around an array, which stays on the device where it is."""
+        node = Node.public.__new__(Node.public)
+        Node.__init__(node, data, requires_grad, version)
+        return node
+
     def written(self) -> None:
         """Say that this node's memory was changed in place."""
         self.version.count += 1
@@ -66,11 +62,30 @@ class Node:
             self.record.retained[self.output] = weakref.ref(self)
 
 
+class Edge(NamedTuple):
+    """Where the gradient of an input goes: into a leaf, or on to output number `output` of a record.
+
+    The node of an input that a record made is not kept, for that would keep its array.
+    """
+
+    target: "Node | Record"
+    output: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def edge(node: Node | None) -> Edge | None:
+    """The edge to a node, None where no gradient is wanted."""
+    if node is None or not node.requires_grad:
+        return None
+    return Edge(node.record or node, node.output, node.data.shape, node.data.dtype)
+
+
 class Guard(NamedTuple):
     """A version that must still be what it was when backward runs."""
 
     version: Version
-    count: int
+    expected: int
     what: str
 
 
@@ -78,15 +93,20 @@ _order = itertools.count()
 
 
 class Record:
-    """One call on the tape."""
+    """One call on the tape.
 
-    __slots__ = ("checksums", "guards", "inputs", "order", "outputs", "pair", "retained", "saved", "used")
+    pair: what ran (a Primitive or its Twin), with its name, weights, backward and, where it has weights, the
+    halves of backward. several: its result is a tuple, of however many outputs.
+    """
 
-    def __init__(self, pair: Pair, saved: Any, inputs: list[Node | None], outputs: list[Node]) -> None:
+    def __init__(
+        self, pair: Any, saved: Any, inputs: list[Node | None], outputs: list[Node], several: bool
+    ) -> None:
         self.pair = pair
         self.saved = saved
-        self.inputs = inputs
+        self.edges: list[Edge | None] = [edge(node) for node in inputs]
         self.outputs = len(outputs)
+        self.several = several
         self.order = next(_order)
         self.used = False
         self.retained: dict[int, weakref.ref] = {}
@@ -123,16 +143,15 @@ class Record:
     def check_versions(self) -> None:
         """Raise RuntimeError if anything that backward needs was written through a Tensor since forward."""
         for guard in self.guards:
-            if guard.version.count != guard.count:
+            if guard.version.count != guard.expected:
                 raise RuntimeError(
                     f"{guard.what} was written in place after {self.pair.name!r} was recorded, so its "
                     "gradient would be wrong: write before the call, or to a copy"
                 )
 
     def free(self) -> None:
-        """Let go of what was saved."""
-        self.saved = None
-        self.used = True
+        """Let go of what was saved, and of the records before this one."""
+        self.saved, self.edges, self.used = None, [], True
 
 
 def arrays_in(saved: Any) -> Iterator[Array]:
@@ -151,125 +170,19 @@ def checksum(array: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(to_host(array)).view(np.uint8).data) if array.size else 0
 
 
-def record(pair: Pair, saved: Any, inputs: list[Node | None], outputs: list[Node]) -> None:
+def record(pair: Any, saved: Any, inputs: list[Node | None], outputs: list[Node], several: bool) -> None:
     """Put one call on the tape: outputs of a floating dtype then carry gradients back to `inputs`."""
-    entry = Record(pair, saved, inputs, outputs)
+    entry = Record(pair, saved, inputs, outputs, several)
     for index, node in enumerate(outputs):
         if is_floating(node.data.dtype):
             node.requires_grad, node.record, node.output = True, entry, index
 
 
-class _Arrived(NamedTuple):
-    """A gradient on its way. `ours`: the walk made the array, so that it may be added to in place."""
-
-    array: Array
-    ours: bool
-
-
-def backward(seeds: list[tuple[Node, Array]], *, keep_saved: bool = False, since: int = -1) -> None:
-    """Carry gradients from `seeds` back to the leaves, adding to their `.grad`.
-
-    Records run from the last to the first, so every record has all its gradients when its turn comes. Records
-    made before number `since` are out of bounds (see `recompute`).
-    """
-    arrived: dict[int, tuple[Record, list[_Arrived | None]]] = {}
-    waiting: list[int] = []
-
-    def give(node: Node, grad: Array, made_here: bool) -> None:
-        if node.record is None:
-            accumulate(node, grad, made_here)
-            return
-        entry = node.record
-        if entry.order not in arrived:
-            if entry.order < since:
-                raise RuntimeError(
-                    f"recompute: the function uses the result of {entry.pair.name!r} from outside: "
-                    "pass it as one of the inputs"
-                )
-            arrived[entry.order] = entry, [None] * entry.outputs
-            heapq.heappush(waiting, -entry.order)
-        grads = arrived[entry.order][1]
-        grads[node.output] = _add(grads[node.output], grad)
-
-    for node, grad in seeds:
-        give(node, grad, False)
-    while waiting:
-        entry, incoming = arrived.pop(-heapq.heappop(waiting))
-        entry.check()
-        grads = [None if item is None else item.array for item in incoming]
-        for index, reference in entry.retained.items():
-            if (node := reference()) is not None and grads[index] is not None:
-                accumulate(node, grads[index], False)
-        given = _run(entry, grads[0] if entry.outputs == 1 else tuple(grads))
-        held = [*grads, *arrays_in(entry.saved)]
-        if not keep_saved:
-            entry.free()
-        for position, (node, grad) in enumerate(zip(entry.inputs, given, strict=True)):
-            if node is None or grad is None or not node.requires_grad:
-                continue
-            grad = checked(entry, position, node, grad)
-            shared = any(grad is other for other in held) or sum(grad is other for other in given) > 1
-            give(node, grad, made_here=not shared)
-
-
-def _run(entry: Record, grad: Any) -> tuple:
-    """The gradients of one record's inputs; the weights' half goes to the queue where one is open."""
-    queue = settings.current().deferred
-    pair = entry.pair
-    if queue is not None and _has_deferrable_weight(entry):
-        queue.add(entry, grad)
-        given = pair.backward_input(entry.saved, grad)
-    else:
-        given = pair.backward(entry.saved, grad)
-    if len(given) != len(entry.inputs):
-        raise RuntimeError(
-            f"{pair.name!r} has {len(entry.inputs)} inputs but its backward gave {len(given)} gradients"
-        )
-    return given
-
-
-def _has_deferrable_weight(entry: Record) -> bool:
-    """Whether a weight's gradient can wait: all weights of the call are leaves, so nothing else needs it."""
-    weights = [entry.inputs[place] for place in entry.pair.weights if place < len(entry.inputs)]
-    given = [node for node in weights if node is not None]
-    return all(node.record is None for node in given) and any(node.requires_grad for node in given)
-
-
-def checked(entry: Record, position: int, node: Node, grad: Array) -> Array:
-    """The gradient as an array of the node's shape and dtype, or an error that says what is wrong with it."""
-    grad = namespace(node.data).asarray(grad)
-    if grad.shape != node.data.shape or grad.dtype != node.data.dtype:
-        raise RuntimeError(
-            f"the backward of {entry.pair.name!r} gave a gradient {grad.dtype}{grad.shape} "
-            f"for input {position}, which is {node.data.dtype}{node.data.shape}"
-        )
-    if entry.checksums is not None and not namespace(grad).isfinite(grad).all():
-        raise RuntimeError(
-            f"the backward of {entry.pair.name!r} gave a gradient that is not finite for input {position}"
-        )
-    return grad
-
-
-def _add(before: _Arrived | None, grad: Array) -> _Arrived:
-    """The sum of two gradients. The first may be shared, so only our own sum is added to in place."""
-    if before is None:
-        return _Arrived(grad, False)
-    if before.ours:
-        before.array[...] += grad
-        return before
-    return _Arrived(before.array + grad, True)
-
-
-def accumulate(node: Node, grad: Array, made_here: bool) -> None:
-    """Add to a leaf's `.grad`, which the leaf owns alone: optimizers scale it in place."""
-    if not node.requires_grad:
-        return
-    if node.grad is not None:
-        node.grad = node.grad + grad
-    elif made_here and grad.base is None:
-        node.grad = grad
-    else:
-        node.grad = grad.copy()
+def like(result: Any, outputs: list[Node]) -> Any:
+    """The outputs alone, as a tuple or as a named tuple, whichever the forward's `result` is."""
+    if not isinstance(result, tuple):
+        return outputs[0]
+    return getattr(result, "_make", tuple)(outputs)
 
 
 def next_order() -> int:

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_ds import settings, tape
+from tinygrad_ds import settings, walk
 from tinygrad_ds.device import Array, namespace, place, to_host
 from tinygrad_ds.dtypes import is_floating
 from tinygrad_ds.ops import elementwise, indexing, matmul, reduction, shape
-from tinygrad_ds.tape import Node, Version
+from tinygrad_ds.tape import Node
 
 
 class Tensor(Node):
@@ -21,8 +21,9 @@ class Tensor(Node):
     __slots__ = ()
     __array_ufunc__ = None  # so that `array * tensor` reaches Tensor.__rmul__
 
-    def __init__(self, array: Any, requires_grad: bool = False, *, version: Version | None = None) -> None:
-        data = place(array.data if isinstance(array, Node) else array)
+    def __init__(self, array: Any, requires_grad: bool = False) -> None:
+        version = array.version if isinstance(array, Node) else None
+        data = place(_plain(array))
         if requires_grad and not is_floating(data.dtype):
             raise TypeError(f"a tensor of {data.dtype} cannot have a gradient: use a floating dtype")
         super().__init__(data, requires_grad, version)
@@ -80,7 +81,7 @@ class Tensor(Node):
 
     def detach(self) -> "Tensor":
         """The same memory without its history: no gradient flows through it."""
-        return Tensor(self.data, version=self.version)
+        return Node.around(self.data, version=self.version)
 
     def backward(self, grad: Any = None, *, keep_saved: bool = False) -> None:
         """Add dL/dx to the `.grad` of every leaf x that this tensor depends on.
@@ -101,7 +102,7 @@ class Tensor(Node):
         grad = module.asarray(grad.data if isinstance(grad, Node) else grad, dtype=self.dtype)
         if grad.shape != self.shape:
             raise ValueError(f"grad has shape {grad.shape} but the tensor has {self.shape}")
-        tape.backward([(self, grad)], keep_saved=keep_saved)
+        walk.backward([(self, grad)], keep_saved=keep_saved)
 
     # Writing in place: a plain write, not on the tape. Its version tells backward of it.
 

@@ -18,7 +18,7 @@ class GetitemSaved(NamedTuple):
     """What the gradient must look like, and the index."""
 
     x: Form
-    index: Any
+    where: Any
 
 
 @primitive
@@ -30,8 +30,8 @@ def getitem(x, *, index):
 @getitem.backward
 def getitem_backward(saved, g):
     """With y_j = x_i(j):   dL/dx_i = sum of g_j over all j with i(j) = i; 0 where there is none."""
-    x, index = saved
-    return (_put(x, index, g),)
+    x, where = saved
+    return (_put(x, where, g),)
 
 
 class EmbeddingSaved(NamedTuple):
@@ -65,7 +65,7 @@ class TakeAlongAxisSaved(NamedTuple):
     """What the gradient must look like, and for each axis of x the positions that were read."""
 
     x: Form
-    index: tuple[Array, ...]
+    where: tuple[Array, ...]
 
 
 @primitive
@@ -78,14 +78,14 @@ def take_along_axis(x, indices, *, axis):
 @take_along_axis.backward
 def take_along_axis_backward(saved, g):
     """Every g_j is added to the place that y_j was read from; the indices get nothing."""
-    x, index = saved
-    return _put(x, index, g), None
+    x, where = saved
+    return _put(x, where, g), None
 
 
 class ScatterAddSaved(NamedTuple):
     """For each axis the positions that were added to, and what the gradient of the updates must look like."""
 
-    index: tuple[Array, ...]
+    where: tuple[Array, ...]
     updates: Form
 
 
@@ -101,7 +101,7 @@ def scatter_add(x, indices, updates, *, axis):
 @scatter_add.backward
 def scatter_add_backward(saved, g):
     """dy/dx = 1, so x gets g. updates_j is a term of the y that it was added to, and gets its g."""
-    return g, None, fit(g[saved.index], saved.updates)
+    return g, None, fit(g[saved.where], saved.updates)
 
 
 def _along(x: Array, indices: Array, axis: int) -> tuple[Array, ...]:
