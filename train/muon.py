@@ -1,0 +1,121 @@
+"""Muon: the momentum of a matrix is made orthogonal before it is applied. AdamW serves all the rest."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from layers.module import Module
+from tinygrad_ds.device import Array, namespace, owner, to_host
+from train.optimizer import AdamW, fill
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# The embedding, the output heads and the router: matrices whose rows stand for tokens or experts.
+ELSEWHERE = ("embed_tokens.", "lm_head.", "shared_head.head.", "mlp.gate.")
+
+
+def orthogonalize(g: Array, steps: int = 5) -> Array:
+    """U V^T for g = U S V^T, nearly: all singular values come close to 1. g (..., m, n), each matrix alone.
+
+    Newton-Schulz with an odd polynomial (Jordan et al. 2024): x <- a x + (b A + c A A) x with A = x x^T
+    replaces every singular value s by a s + b s^3 + c s^5 and leaves U and V alone. It starts from g over its
+    Frobenius norm, so that no s is above 1; after five steps those above about 0.01 lie between 0.7 and 1.2,
+    which serves as well as 1. The steps cost min(m, n)^2 max(m, n) each, which is why a tall matrix is worked
+    on transposed. A zero matrix stays 0.
+    """
+    xp = namespace(g)
+    a, b, c = COEFFICIENTS
+    tall = g.shape[-2] > g.shape[-1]
+    x = xp.ascontiguousarray(g.swapaxes(-1, -2)) if tall else g
+    x = x / (xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True)) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.swapaxes(-1, -2)  # (..., k, k) with k = min(m, n)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.swapaxes(-1, -2) if tall else x
+
+
+def is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon takes the parameter of this published name: any matrix in the layers but the router's."""
+    return len(shape) == 2 and not any(part in name for part in ELSEWHERE)
+
+
+class Muon:
+    """Muon for hidden matrices, AdamW for embedding, head, norms and router.
+
+    Works on published matrices: each expert's gate_proj, up_proj and down_proj is orthogonalised by itself,
+    however they are stacked in memory, and those of one shape go through the products together. An update is
+
+        m = momentum m + g
+        p = p - lr (weight_decay p + sqrt(max(1, rows / columns)) orthogonalize(g + momentum m))
+
+    (Jordan et al. 2024, Nesterov form). `lr` is that of the matrices and may be set before each step; the
+    rest follows in proportion, at adamw_lr when lr is what it was in the beginning.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        *,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        adamw_lr: float = 3e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        adamw_decay: float = 0.0,
+    ) -> None:
+        self.model, self.momentum, self.weight_decay = model, momentum, weight_decay
+        self.ratio = adamw_lr / lr
+        groups: dict[tuple, list[str]] = {}
+        memory = set()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and is_hidden_matrix(name, parameter.shape):
+                groups.setdefault(parameter.shape, []).append(name)
+                memory.add(id(owner(parameter.data)))
+        self.leaves = [leaf for _, leaf in model.named_leaves() if id(owner(leaf.data)) in memory]
+        self.rest = AdamW(
+            model,
+            lr=adamw_lr,
+            betas=betas,
+            weight_decay=adamw_decay,
+            choose=lambda path, leaf: id(owner(leaf.data)) not in memory,
+        )
+        xp, kind = (namespace(self.leaves[0].data), self.leaves[0].dtype) if self.leaves else (np, np.float32)
+        self.groups = [(names, xp.zeros((len(names), *shape), kind)) for shape, names in groups.items()]
+        self.lr = lr
+
+    def step(self) -> None:
+        """Move every parameter, in place. A matrix without a gradient counts as one whose gradient is 0."""
+        parameters = dict(self.model.named_parameters())
+        for names, m in self.groups:
+            xp = namespace(m)
+            m *= self.momentum
+            look_ahead = self.momentum * m
+            for i, name in enumerate(names):
+                if (g := parameters[name].grad) is not None:
+                    m[i] += g
+                    look_ahead[i] += (1 + self.momentum) * g
+            rows, columns = m.shape[1:]
+            update = orthogonalize(look_ahead)
+            update *= self.lr * max(1.0, rows / columns) ** 0.5
+            for i, name in enumerate(names):
+                p = parameters[name].data
+                xp.subtract((1 - self.lr * self.weight_decay) * p, update[i], out=p)
+        for leaf in self.leaves:
+            leaf.written()
+        self.rest.lr = self.lr * self.ratio
+        self.rest.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the whole model."""
+        self.model.zero_grad()
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """What a checkpoint needs to go on bit for bit: the momentum of every matrix and AdamW's state."""
+        return {name: to_host(array) for name, array in self._momenta().items()} | self.rest.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state_dict` gave. UserError if it belongs to another model."""
+        self.rest.load_state_dict(state)
+        fill(state, self._momenta())
+
+    def _momenta(self) -> dict[str, Array]:
+        return {f"momentum.{name}": m[i] for names, m in self.groups for i, name in enumerate(names)}

@@ -1,0 +1,152 @@
+"""AdamW, and clipping by the norm. Writes are in place, and told to the tape through `Tensor.written`."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from layers.module import Module
+from tinygrad_ds import Tensor
+from tinygrad_ds.device import Array, namespace, to_host
+from train.errors import UserError
+
+BLOCK = 1 << 16  # entries worked on at once: parameter, gradient and both moments then stay in the cache
+
+
+def blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """The same rows of arrays of one shape, some at a time, as views: what is written to them stays."""
+    shape, size = arrays[0].shape, arrays[0].size
+    if not shape or not size:
+        yield arrays
+        return
+    rows = max(1, BLOCK * shape[0] // size)
+    for start in range(0, shape[0], rows):
+        yield tuple(array[start : start + rows] for array in arrays)
+
+
+def clip_grad_norm(model: Module, max_norm: float) -> float:
+    """The norm of all gradients as one vector; where it is above `max_norm` they are scaled to it in place.
+
+    Pascanu, Mikolov and Bengio 2013; V3 clips at 1.0. A norm that is not finite is returned and nothing is
+    scaled.
+    """
+    leaves = [leaf for leaf in model.parameters() if leaf.grad is not None]
+    norm = math.sqrt(sum(squares(leaf.grad) for leaf in leaves))
+    if max_norm < norm < math.inf:
+        for leaf in leaves:
+            leaf.grad *= max_norm / norm
+    return norm
+
+
+def squares(array: Array) -> float:
+    """The sum of the squares; sums of blocks are added in float64."""
+    return sum(float(namespace(block).vdot(block, block)) for (block,) in blocks(array))
+
+
+def adamw_update(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    t: int,
+    lr: float,
+    betas: tuple[float, float],
+    decay: float,
+    eps: float,
+) -> None:
+    """Step t (from 1) of AdamW on arrays of one shape, of which p, m and v change in place.
+
+        m = b1 m + (1 - b1) g                       the mean of the gradients
+        v = b2 v + (1 - b2) g^2                     the mean of their squares
+        p = p - lr decay p                          the decay does not go through m and v
+        p = p - lr m^ / (sqrt(v^) + eps),           m^ = m / (1 - b1^t), v^ = v / (1 - b2^t)
+
+    m and v start at 0 and lean towards it; the divisors take that out. Loshchilov and Hutter 2019, algorithm
+    2.
+    """
+    b1, b2 = betas
+    m *= b1
+    m += (1 - b1) * g
+    v *= b2
+    v += (1 - b2) * (g * g)
+    p *= 1 - lr * decay
+    p -= (lr / (1 - b1**t)) * m / (namespace(p).sqrt(v * (1 / (1 - b2**t))) + eps)
+
+
+class AdamW:
+    """AdamW over the leaves of a model; all experts of one projection are one stacked leaf.
+
+    Matrices decay, the embedding and the output head among them (stacks of matrices too); vectors, which are
+    the norms' weights and biases, do not. The router's `e_score_correction_bias` is no trainable leaf:
+    nothing here ever touches it. A leaf whose gradient is None is left as it is. `lr` may be set before each
+    step.
+
+    choose(path, leaf): which of the leaves to take, by default all.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.1,
+        eps: float = 1e-8,
+        choose: Callable[[str, Tensor], bool] = lambda path, leaf: True,
+    ) -> None:
+        self.model = model
+        self.lr, self.betas, self.weight_decay, self.eps = lr, betas, weight_decay, eps
+        self.steps = 0
+        self.leaves = {path: leaf for path, leaf in model.named_leaves() if choose(path, leaf)}
+        self.moments = {
+            path: (namespace(leaf.data).zeros_like(leaf.data), namespace(leaf.data).zeros_like(leaf.data))
+            for path, leaf in self.leaves.items()
+        }
+
+    def step(self) -> None:
+        """Move every leaf that has a gradient, in place."""
+        self.steps += 1
+        for path, leaf in self.leaves.items():
+            if leaf.grad is None:
+                continue
+            options = {"t": self.steps, "lr": self.lr, "betas": self.betas, "eps": self.eps}
+            options["decay"] = self.weight_decay if leaf.ndim >= 2 else 0.0
+            for p, g, m, v in blocks(leaf.data, leaf.grad, *self.moments[path]):
+                adamw_update(p, g, m, v, **options)
+            leaf.written()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the whole model."""
+        self.model.zero_grad()
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """What a checkpoint needs to go on bit for bit: both moments of every leaf, the number of steps."""
+        state = {"steps": np.array(self.steps)}
+        for path, (m, v) in self.moments.items():
+            state[f"m.{path}"], state[f"v.{path}"] = to_host(m), to_host(v)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what `state_dict` gave. UserError if it belongs to another model."""
+        fill(
+            state,
+            {f"{name}.{path}": pair[i] for path, pair in self.moments.items() for i, name in enumerate("mv")},
+        )
+        self.steps = int(state["steps"])
+
+
+def fill(state: Mapping[str, np.ndarray], targets: Mapping[str, Array]) -> None:
+    """Copy a saved optimizer's arrays into the `targets` of their names, all or none. Raises UserError."""
+    for name, target in targets.items():
+        if name not in state:
+            raise UserError(
+                f"the saved optimizer state has no {name!r}: it belongs to another model or optimizer"
+            )
+        if state[name].shape != target.shape:
+            raise UserError(
+                f"{name!r} in the saved optimizer state has shape {state[name].shape} but the model needs "
+                f"{target.shape}: it belongs to another model"
+            )
+    for name, target in targets.items():
+        target[...] = namespace(target).asarray(state[name])
