@@ -1,6 +1,13 @@
 """Which fused twins exist: primitive -> module, for each device. Reading it imports no compiler."""
 
 TWINS: dict[str, dict[str, str]] = {
-    "cpu": {},
+    "cpu": {
+        "cross_entropy": "loss",
+        "log_softmax": "activation",
+        "rmsnorm": "norm",
+        "rope": "rope",
+        "softmax": "activation",
+        "swiglu": "activation",
+    },
     "cuda": {},
 }

