@@ -3,6 +3,7 @@
 TWINS: dict[str, dict[str, str]] = {
     "cpu": {
         "cross_entropy": "loss",
+        "embedding": "indexing",
         "log_softmax": "activation",
         "rmsnorm": "norm",
         "rope": "rope",
