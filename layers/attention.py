@@ -43,8 +43,8 @@ class GroupedAttention(Module):
 
     def heads(self, x: Tensor, count: int) -> Tensor:
         """(batch, time, count d) -> (batch, count, time, d)."""
-        batch, time, _ = x.shape
-        return x.reshape(batch, time, count, -1).transpose(0, 2, 1, 3)
+        batch, time, width = x.shape
+        return x.reshape(batch, time, count, width // count).transpose(0, 2, 1, 3)
 
     def rope(self, x: Tensor, context: Context) -> Tensor:
         """x (batch, heads, time, d_qk) with its last d_r numbers turned by their positions."""

@@ -7,6 +7,7 @@ token.
 
 import numpy as np
 
+from layers.config import DeepSeekConfig
 from tinygrad_ds.device import Array, here, namespace
 
 BLOCK = 256  # columns by which a cache grows
@@ -102,3 +103,11 @@ class KVCache(Cache):
         """k (batch, heads, time, d_qk), v (batch, heads, time, d_v) -> all of them, length + time columns."""
         rows = self._append(layer, namespace(k).concatenate([k, v], axis=-1))
         return rows[..., : self.qk_dim], rows[..., self.qk_dim :]
+
+
+def make_cache(config: DeepSeekConfig, layers: int, batch: int, dtype: np.dtype) -> KVCache | LatentCache:
+    """An empty cache for `batch` sequences in so many layers of a network."""
+    if config.attention_kind == "mla":
+        return LatentCache(layers, batch, config.kv_lora_rank + config.qk_rope_head_dim, dtype)
+    heads, d_qk, d_v = config.num_key_value_heads, config.qk_head_dim, config.v_head_dim
+    return KVCache(layers, batch, heads, d_qk, d_v, dtype)

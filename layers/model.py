@@ -9,7 +9,7 @@ import numpy as np
 
 import tinygrad_ds as tg
 from layers.block import Block
-from layers.cache import KVCache, LatentCache
+from layers.cache import KVCache, LatentCache, make_cache
 from layers.config import DeepSeekConfig
 from layers.context import make_context
 from layers.linear import Embedding, Linear
@@ -67,7 +67,8 @@ class DeepSeekModel(Module):
 
     def __call__(self, ids: Any, cache: KVCache | LatentCache | None = None, first: Any = None) -> Tensor:
         """ids (batch, time) -> logits (batch, time, vocab). See `hidden` for cache and first."""
-        return self.head(self.hidden(ids, cache, first))
+        with tg.no_grad() if cache is not None else nullcontext():
+            return self.head(self.hidden(ids, cache, first))
 
     def hidden(
         self,
@@ -195,18 +196,11 @@ class DeepSeekModel(Module):
 
     def new_cache(self, batch: int) -> KVCache | LatentCache:
         """An empty cache for `batch` sequences, for all layers of the trunk."""
-        return self._cache(len(self.layers), batch)
+        return make_cache(self.config, len(self.layers), batch, self.dtype)
 
     def new_mtp_caches(self, batch: int) -> list[KVCache | LatentCache]:
         """An empty cache for each MTP module."""
-        return [self._cache(1, batch) for _ in self.mtp]
-
-    def _cache(self, layers: int, batch: int) -> KVCache | LatentCache:
-        config = self.config
-        if config.attention_kind == "mla":
-            return LatentCache(layers, batch, config.kv_lora_rank + config.qk_rope_head_dim, self.dtype)
-        heads, d_qk, d_v = config.num_key_value_heads, config.qk_head_dim, config.v_head_dim
-        return KVCache(layers, batch, heads, d_qk, d_v, self.dtype)
+        return [make_cache(self.config, 1, batch, self.dtype) for _ in self.mtp]
 
     def moe_layers(self) -> dict[str, MoE]:
         """Every mixture of experts by its published name, `model.layers.3.mlp`, MTP modules included."""

@@ -97,7 +97,7 @@ class MoE(Module):
         batch, time, hidden = x.shape
         flat = x.reshape(batch * time, hidden)
         weights, indices, scores = self.gate(flat)
-        self.chosen = indices.data.reshape(batch, time, -1)
+        self.chosen = indices.data.reshape(batch, time, indices.shape[1])
         self.weights = weights.data.reshape(self.chosen.shape)
         if settings.current().recording:
             self.load += namespace(self.load).bincount(indices.data.reshape(-1), minlength=len(self.load))
@@ -105,7 +105,7 @@ class MoE(Module):
         if hasattr(self, "shared_experts"):
             y = y + self.shared_experts(flat)
         if balance:
-            loss = balance_loss(scores.reshape(batch, time, -1), self.chosen.shape[-1])
+            loss = balance_loss(scores.reshape(batch, time, scores.shape[1]), self.chosen.shape[-1])
         else:
             loss = Tensor(here().zeros((), dtype=x.dtype))
         return y.reshape(x.shape), loss
