@@ -23,7 +23,7 @@ from tinygrad_ds import settings, tape
 from tinygrad_ds.device import Array, device_of, namespace, owner, place
 from tinygrad_ds.dtypes import result_type
 from tinygrad_ds.kernels.table import TWINS
-from tinygrad_ds.tape import Node
+from tinygrad_ds.tape import Node, Version
 
 primitives: dict[str, "Primitive"] = {}
 _NUMBERS = (bool, int, float)  # np.float64 is a float too, and as weak
@@ -198,6 +198,11 @@ def _as_arrays(args: list[Any]) -> list[Array]:
 def _wrap(result: Any, arrays: list[Array], args: list[Any]) -> list[Node]:
     """Nodes for the results. A view of an argument shares its version: a write through one is seen by all."""
     module = namespace(arrays[0])
-    versions = {id(owner(arg.data)): arg.version for arg in args if isinstance(arg, Node)}
+    nodes = [arg for arg in args if isinstance(arg, Node)]
+
+    def version(value: Array) -> Version | None:
+        memory = owner(value)
+        return next((node.version for node in nodes if owner(node.data) is memory), None)
+
     values = [module.asarray(value) for value in (result if isinstance(result, tuple) else (result,))]
-    return [Node.around(value, version=versions.get(id(owner(value)))) for value in values]
+    return [Node.around(value, version=version(value)) for value in values]

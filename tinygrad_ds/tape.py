@@ -156,13 +156,12 @@ class Record:
 
 def arrays_in(saved: Any) -> Iterator[Array]:
     """All arrays in what a forward saved, in order, looking into tuples, lists and dicts."""
-    if isinstance(saved, tuple | list):
-        for item in saved:
-            yield from arrays_in(item)
-    elif isinstance(saved, dict):
-        yield from arrays_in(list(saved.values()))
-    elif hasattr(saved, "nbytes") and hasattr(saved, "strides"):
+    if hasattr(saved, "strides"):
         yield saved
+    elif isinstance(saved, tuple | list | dict):
+        for item in saved.values() if isinstance(saved, dict) else saved:
+            if not isinstance(item, int):  # most of what is no array, and hasattr is slow to say no
+                yield from arrays_in(item)
 
 
 def checksum(array: Array) -> int:
