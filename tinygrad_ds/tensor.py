@@ -1,5 +1,6 @@
 """Tensor: what people write with. Operators and NumPy's method names over the tape, no arithmetic."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,9 @@ class Tensor(Node):
         if not self.ndim:
             raise TypeError("a 0-d tensor has no length")
         return self.shape[0]
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        return (self[row] for row in range(len(self)))
 
     def __bool__(self) -> bool:
         return bool(self.data)
