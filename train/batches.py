@@ -102,7 +102,7 @@ class TrainingBatches:
         self.time = time
         self.seed = seed
         self.rows_per_epoch = -(-len(tokens) // time)
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._epoch = -1
 
     def rows(self, start: int, count: int) -> Batch:
         """Rows start .. start + count - 1, where an epoch ends going on with the next."""
@@ -110,14 +110,12 @@ class TrainingBatches:
 
     def _row(self, number: int) -> np.ndarray:
         epoch, place = divmod(number, self.rows_per_epoch)
-        if epoch not in self._epochs:
+        if epoch != self._epoch:
             rng = np.random.default_rng([self.seed, epoch])
-            stream = self.tokens.stream(rng.permutation(len(self.tokens.lengths)))
-            # A batch may lie across two epochs, so the one before is kept; older ones are not.
-            self._epochs = {e: kept for e, kept in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = stream, rng.permutation(self.rows_per_epoch)
-        stream, order = self._epochs[epoch]
-        return cut_row(stream, order[place], self.time)
+            self._stream = self.tokens.stream(rng.permutation(len(self.tokens.lengths)))  # (tokens + 1,)
+            self._order = rng.permutation(self.rows_per_epoch)  # (rows,)
+            self._epoch = epoch
+        return cut_row(self._stream, self._order[place], self.time)
 
 
 def held_out_batches(tokens: Tokens, *, batch: int, time: int) -> Iterator[Batch]:

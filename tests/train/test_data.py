@@ -66,8 +66,9 @@ def test_too_little_text_is_refused_with_what_it_holds(documents):
         split_corpus(documents)
 
 
-def test_even_two_documents_are_split_into_two_parts():
-    corpus = split_corpus(["a" * FEWEST_BYTES, "b" * FEWEST_BYTES])
+@pytest.mark.parametrize("short", [f"document {i}" for i in range(8)])
+def test_even_two_documents_are_split_into_two_parts(short):
+    corpus = split_corpus(["a" * FEWEST_BYTES, short])
     assert len(corpus.train) == len(corpus.held_out) == 1
 
 
