@@ -1,13 +1,15 @@
 """AdamW, and clipping by the norm. Writes are in place, and told to the tape through `Tensor.written`."""
 
+import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 
 import numpy as np
 
 from layers.module import Module
-from tinygrad_ds import Tensor
-from tinygrad_ds.device import Array, namespace, to_host
+from tinygrad_ds import Tensor, settings
+from tinygrad_ds.device import Array, device_of, namespace, to_host
 from train.errors import UserError
 
 BLOCK = 1 << 16  # entries worked on at once: parameter, gradient and both moments then stay in the cache
@@ -38,8 +40,17 @@ def clip_grad_norm(model: Module, max_norm: float) -> float:
     return norm
 
 
+def fused(array: Array) -> ModuleType | None:
+    """The kernels that do in one pass what the functions here do in many, where they cover `array`."""
+    if settings.current().kernels == "reference" or device_of(array) != "cpu" or not array.flags.carray:
+        return None
+    return importlib.import_module("tinygrad_ds.kernels.cpu.optimizer")
+
+
 def squares(array: Array) -> float:
     """The sum of the squares; sums of blocks are added in float64."""
+    if kernels := fused(array):
+        return kernels.sum_of_squares(array)
     return sum(float(namespace(block).vdot(block, block)) for (block,) in blocks(array))
 
 
@@ -66,12 +77,18 @@ def adamw_update(
     2.
     """
     b1, b2 = betas
-    m *= b1
-    m += (1 - b1) * g
-    v *= b2
-    v += (1 - b2) * (g * g)
-    p *= 1 - lr * decay
-    p -= (lr / (1 - b1**t)) * m / (namespace(p).sqrt(v * (1 / (1 - b2**t))) + eps)
+    c1, c2 = 1 - b1**t, 1 - b2**t
+    if kernels := fused(p):
+        options = {"lr": lr, "beta1": b1, "beta2": b2, "eps": eps, "weight_decay": decay}
+        kernels.adamw_step(p, g, m, v, **options, correction1=c1, correction2=c2)
+        return
+    for p_b, g_b, m_b, v_b in blocks(p, g, m, v):
+        m_b *= b1
+        m_b += (1 - b1) * g_b
+        v_b *= b2
+        v_b += (1 - b2) * (g_b * g_b)
+        p_b *= 1 - lr * decay
+        p_b -= (lr / c1) * m_b / (namespace(p).sqrt(v_b * (1 / c2)) + eps)
 
 
 class AdamW:
@@ -110,10 +127,14 @@ class AdamW:
         for path, leaf in self.leaves.items():
             if leaf.grad is None:
                 continue
-            options = {"t": self.steps, "lr": self.lr, "betas": self.betas, "eps": self.eps}
-            options["decay"] = self.weight_decay if leaf.ndim >= 2 else 0.0
-            for p, g, m, v in blocks(leaf.data, leaf.grad, *self.moments[path]):
-                adamw_update(p, g, m, v, **options)
+            adamw_update(
+                *(leaf.data, leaf.grad, *self.moments[path]),
+                t=self.steps,
+                lr=self.lr,
+                betas=self.betas,
+                decay=self.weight_decay if leaf.ndim >= 2 else 0.0,
+                eps=self.eps,
+            )
             leaf.written()
 
     def zero_grad(self) -> None:

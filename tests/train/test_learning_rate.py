@@ -5,7 +5,7 @@ from train.learning_rate import V3_TOKENS, Schedule
 
 
 def test_published_points_of_v3():
-    """Section 4.2: 2K steps to 2.2e-4, until 10T tokens; cosine to 2.2e-5 over 4.3T; 333B more; 167B at 7.3e-6."""
+    """Section 4.2: 2K steps to 2.2e-4, to 10T tokens; cosine to 2.2e-5 over 4.3T; 333B; 167B at 7.3e-6."""
     s = Schedule()
 
     def rate(step, tokens):

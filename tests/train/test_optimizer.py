@@ -3,9 +3,16 @@ import math
 import numpy as np
 import pytest
 
+import tinygrad_ds as tg
 from tests.train.tiny import tiny_model, with_gradient
 from train.errors import UserError
 from train.optimizer import BLOCK, AdamW, adamw_update, blocks, clip_grad_norm
+
+
+@pytest.fixture(autouse=True, params=["reference", "fused"])
+def kernels(request):
+    with tg.using(kernels=request.param):
+        yield
 
 
 def leaves(model):

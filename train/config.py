@@ -1,0 +1,208 @@
+"""All that a run needs, as frozen dataclasses: read from flags or TOML, written beside the checkpoints."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from layers import DeepSeekConfig
+from layers.config import ConfigError
+from train.cache import write_aside
+from train.errors import UserError
+from train.learning_rate import Schedule
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The network, under the names of the published config.json."""
+
+    vocab_size: int = 2048
+    """Tokens that the byte-level BPE may have."""
+    hidden_size: int = 192
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 6
+    q_lora_rank: int | None = None
+    """None: queries come from hidden states directly."""
+    kv_lora_rank: int = 64
+    """Numbers that the latent cache keeps for each token and layer, beside the rotary key."""
+    qk_nope_head_dim: int = 32
+    qk_rope_head_dim: int = 16
+    v_head_dim: int = 32
+    first_k_dense_replace: int = 1
+    """Layers, from the bottom, with a dense feed-forward in place of experts."""
+    intermediate_size: int = 512
+    moe_intermediate_size: int = 128
+    n_routed_experts: int = 16
+    n_shared_experts: int = 1
+    num_experts_per_tok: int = 3
+    n_group: int = 4
+    topk_group: int = 2
+    routed_scaling_factor: float = 1.0
+    num_nextn_predict_layers: int = 1
+    """Depth of multi-token prediction."""
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def deepseek(self, vocab_size: int, time: int, end_id: int) -> DeepSeekConfig:
+        """The config of the network for a vocabulary that is known. UserError where the sizes cannot be."""
+        given = asdict(self) | {
+            "vocab_size": vocab_size,
+            "max_position_embeddings": time,
+            "bos_token_id": end_id,
+            "eos_token_id": end_id,
+        }
+        try:
+            return DeepSeekConfig(**given)
+        except ConfigError as error:
+            raise UserError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Learning:
+    """The optimizer and the loss."""
+
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Muon takes the matrices of the layers and leaves the rest to AdamW; adamw takes all."""
+    lr: float = 4e-3
+    """AdamW's highest learning rate (V3: 2.2e-4)."""
+    matrix_lr: float = 0.02
+    """Muon's highest learning rate."""
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    """The gradient's norm is cut to this."""
+    mtp_weight: float = 0.3
+    """Weight of the loss of multi-token prediction, for the first part of the run."""
+    mtp_late_weight: float = 0.1
+    """Its weight after that."""
+    mtp_switch: float = 10 / 14.8
+    """Share of the tokens after which that is."""
+    balance_weight: float = 1e-4
+    """Weight of the sequence-wise balance loss."""
+    bias_speed: float = 1e-3
+    """How far the router's bias moves in a step, towards even loads; 0 at the end of the run."""
+    bias_until: float = 14.3 / 14.8
+    """Share of the tokens after which it stays."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a small DeepSeek on English text, or on your own."""
+
+    out: Path = Path("runs/train")
+    """Folder of the run; it must not exist."""
+    text: tuple[Path, ...] = ()
+    """Your own text: UTF-8 files (.gz too) and folders. Without it: documentation that comes with Python."""
+    tokens: int = 4_000_000
+    """Tokens to train on, repeating the text where it is shorter."""
+    time: int = 256
+    """Tokens in a sequence."""
+    micro_batch: int = 16
+    """Sequences that go through the network at once; more of them only add up to a batch."""
+    seconds: float | None = None
+    """Training is shortened, as soon as that shows, to end by this time."""
+    seed: int = 0
+    threads: int | None = None
+    """Threads of BLAS and kernels; None: as many as there are."""
+    evaluate_every: int = 50
+    """Steps between two looks at the held-out text."""
+    save_every: int = 200
+    """Steps between two checkpoints."""
+    keep: int = 2
+    """Checkpoints to keep, the newest."""
+    prompt: str = "The try statement"
+    """What the samples in the report begin with."""
+    sizes: Sizes = Sizes()
+    learning: Learning = Learning()
+    schedule: Schedule = Schedule(
+        warmup_steps=20, constant=0.1, cosine=0.9, floor=0.0, last=0.0, batch=16, first_batch=0
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "time", "micro_batch", "evaluate_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if self.seconds is not None and self.seconds <= 0:
+            raise UserError(f"seconds is {self.seconds} but must be above 0, or left away")
+
+    def save(self, path: Path) -> None:
+        """Write all settings as TOML; what is None stays away."""
+        write_aside(path, to_toml(asdict(self)).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """The settings of a TOML file; what it does not name has its default. Raises UserError."""
+        try:
+            settings = tomllib.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} does not exist: name a TOML file of settings, or a run's folder"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as TOML: {error}") from error
+        return changed(cls(), settings, str(path))
+
+
+def changed(default: Any, settings: Mapping[str, Any], source: str) -> Any:
+    """A copy of a dataclass instance with the settings of a parsed file, nested ones by table."""
+    hints = get_type_hints(type(default))
+    changes = {}
+    for name, value in settings.items():
+        if name not in hints:
+            raise UserError(f"{source} sets {name!r}, which is unknown there: only {', '.join(hints)}")
+        if is_dataclass(hints[name]) and isinstance(value, Mapping):
+            changes[name] = changed(getattr(default, name), value, f"[{name}] of {source}")
+            continue
+        try:
+            changes[name] = converted(value, hints[name])
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{source} sets {name} to {value!r}, which is no {describe(hints[name])}"
+            ) from None
+    return replace(default, **changes)
+
+
+def converted(value: Any, hint: Any) -> Any:
+    """A TOML value as the type that an annotation names. TypeError or ValueError where it is none."""
+    if get_origin(hint) is UnionType:  # int | None: what is None is not written
+        return converted(value, get_args(hint)[0])
+    if get_origin(hint) is tuple:
+        return tuple(converted(item, get_args(hint)[0]) for item in [*value])
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError
+        return value
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise TypeError
+    return value
+
+
+def describe(hint: Any) -> str:
+    """An annotation in words, for a sentence."""
+    return str(hint) if get_origin(hint) else hint.__name__
+
+
+def to_toml(settings: Mapping[str, Any]) -> str:
+    """Settings as TOML: first the values, then a table for each nested mapping."""
+    values = {name: value for name, value in settings.items() if not isinstance(value, Mapping | None)}
+    tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
+    lines = [f"{name} = {toml_value(value)}\n" for name, value in values.items()]
+    return "".join(lines + [f"\n[{name}]\n{to_toml(table)}" for name, table in tables.items()])
+
+
+def toml_value(value: Any) -> str:
+    """One value. TOML's strings, lists, numbers and booleans are written as JSON's are."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+
+
+DEMO = Config(out=Path("runs/demo"), seconds=200.0)

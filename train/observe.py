@@ -1,0 +1,109 @@
+"""What is measured along the way: held-out text, gradients by layer, samples, and the time that is left."""
+
+import math
+
+import numpy as np
+
+from layers import DeepSeekModel, generate
+from train.batches import Tokens
+from train.evaluate import bits_per_byte
+from train.optimizer import squares
+from train.tokenizer import Tokenizer
+from train.trainer import Record, State
+
+
+class HeldOut:
+    """Each `steps` steps, and at the end: bits per byte of the held-out text, `held_out` in the record."""
+
+    def __init__(self, model: DeepSeekModel, tokens: Tokens, *, steps: int, batch: int, time: int) -> None:
+        self.model, self.tokens, self.steps = model, tokens, steps
+        self.rows = {"batch": batch, "time": time}
+
+    def __call__(self, state: State, record: Record) -> None:
+        """Measure if it is time."""
+        if state.step == 1 or state.step % self.steps == 0 or state.done >= state.total:
+            with state.phase("held-out text"):
+                record["held_out"] = bits_per_byte(self.model, self.tokens, **self.rows)
+
+
+class GradientNorms:
+    """Each `steps` steps: the gradient's norm in each layer before clipping, `grad_norms` in the record."""
+
+    def __init__(self, model: DeepSeekModel, *, clip: float, steps: int = 10) -> None:
+        self.model, self.clip, self.steps = model, clip, steps
+
+    def __call__(self, state: State, record: Record) -> None:
+        """Measure if it is time."""
+        if state.step == 1 or state.step % self.steps == 0:
+            clipped = max(1.0, record["grad_norm"] / self.clip)
+            norms = squares_by_layer(self.model)
+            record["grad_norms"] = {name: clipped * math.sqrt(total) for name, total in norms.items()}
+
+
+def squares_by_layer(model: DeepSeekModel) -> dict[str, float]:
+    """Sum of the squares of the gradient in `embed_tokens`, `layers.0`, .., `norm`, `lm_head`, `mtp.0`, .."""
+    total: dict[str, float] = {}
+    for path, leaf in model.named_leaves():
+        words = path.split(".")
+        name = ".".join(words[:2] if words[1].isdigit() else words[:1])
+        if leaf.grad is not None:
+            total[name] = total.get(name, 0.0) + squares(leaf.grad)
+    return total
+
+
+class Samples:
+    """At these shares of the run: what the model writes after the prompt, `sample` in the record."""
+
+    def __init__(
+        self,
+        model: DeepSeekModel,
+        tokenizer: Tokenizer,
+        prompt: str,
+        *,
+        shares: tuple[float, ...] = (0.05, 0.35, 1.0),
+        length: int = 100,
+    ) -> None:
+        self.model, self.tokenizer, self.prompt = model, tokenizer, prompt
+        self.shares, self.length = shares, length
+        self.before = 0.0  # share that was done a step ago
+
+    def __call__(self, state: State, record: Record) -> None:
+        """Write a sample if a share has just been reached."""
+        done = min(state.done / state.total, 1.0)
+        if any(self.before < share <= done for share in self.shares):
+            with state.phase("samples"):
+                record["sample"] = write(self.model, self.tokenizer, self.prompt, self.length)
+        self.before = done
+
+
+def write(model: DeepSeekModel, tokenizer: Tokenizer, prompt: str, length: int) -> str:
+    """The prompt and what follows, up to `length` tokens or as many as the model can read."""
+    ids = tokenizer.encode(prompt) or [tokenizer.end_id]
+    length = min(length, model.config.max_position_embeddings - len(ids))
+    out = generate(
+        model, np.array([ids]), length, temperature=0.8, top_p=0.95, stop_tokens=tokenizer.end_id, seed=1
+    )
+    return tokenizer.decode(out[0])
+
+
+class TimeLimit:
+    """Shortens the run so that it ends after `seconds`: less is left to do, and the learning rate falls.
+
+    Speed is measured from the third step of a session on, since the first ones may compile. On a machine that
+    is fast enough nothing changes, and the run is the same in every bit whatever the clock says.
+    """
+
+    def __init__(self, seconds: float, steps: int = 10) -> None:
+        self.seconds, self.steps = seconds, steps
+        self.calls = 0
+
+    def __call__(self, state: State, record: Record) -> None:
+        """Look whether the time suffices, now and then."""
+        self.calls += 1
+        if self.calls == 3:
+            self.began, self.at = state.seconds, state.done
+        elif self.calls > 3 and self.calls % self.steps == 0:
+            speed = (state.done - self.at) / (state.seconds - self.began)
+            reachable = state.done + speed * max(self.seconds - state.seconds, 0.0)
+            if reachable < 0.98 * state.total:
+                record["total"] = state.total = reachable

@@ -1,0 +1,228 @@
+"""Pre-training from text to report: puts data, network, optimizer and loop together in a run's folder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+from layers import DeepSeekModel
+from tinygrad_ds import Tensor
+from train.baselines import measure_baselines
+from train.batches import Batch, Tokens, TrainingBatches, tokenize
+from train.cache import write_aside
+from train.checkpoint import Checkpoints, SaveEvery, load_model, load_state
+from train.config import Config
+from train.data import Corpus, load_corpus
+from train.errors import UserError
+from train.evaluate import bits_per_byte
+from train.metrics import Metrics
+from train.muon import Muon
+from train.observe import GradientNorms, HeldOut, Samples, TimeLimit
+from train.optimizer import AdamW
+from train.progress import Display
+from train.report import write_report
+from train.tokenizer import Tokenizer
+from train.trainer import State, TrainingStopped, Work, train
+
+QUICK_TOKENS = 20_000  # of the held-out text, for a look while the run goes on
+
+
+class Data(NamedTuple):
+    """The text of a run, as ids."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    train: Tokens
+    held_out: Tokens
+
+
+def start(config: Config, display: Display) -> None:
+    """A run from its beginning, in a new folder. Raises UserError before anything is written."""
+    folder = config.out
+    if folder.exists():
+        raise UserError(
+            f"{folder} exists: go on with `python -m train --resume {folder}`, name another folder by --out, "
+            "or delete it"
+        )
+    began = perf_counter()
+    data = load_data(config, None, display.say)
+    model = DeepSeekModel(
+        config.sizes.deepseek(data.tokenizer.vocab_size, config.time, data.tokenizer.end_id), seed=config.seed
+    )
+    state = State(total=config.tokens)
+    state.phases["text and tokens"] = perf_counter() - began
+    folder.mkdir(parents=True)
+    config.save(folder / "config.toml")
+    data.tokenizer.save(folder / "tokenizer.json")
+    write_json(folder / "data.json", describe(data))
+    go_on(folder, config, data, model, make_optimizer(config, model), state, display)
+
+
+def resume(folder: Path, saved: Config, config: Config, display: Display) -> None:
+    """Go on from the newest checkpoint of a run, bit for bit as if it had never stopped.
+
+    saved: the settings that the run began with. config: the same but for what is asked now. More tokens
+    lengthen the run; the network, the text and the order of its rows are settled. Raises UserError.
+    """
+    for name in ("sizes", "text", "time", "seed"):
+        if getattr(config, name) != getattr(saved, name):
+            raise UserError(
+                f"{folder} began with another {name}, which it keeps: start a new run to change that"
+            )
+    checkpoint = Checkpoints(folder / "checkpoints").latest()
+    data = load_data(config, Tokenizer.load(folder), display.say)
+    began_with = json.loads((folder / "data.json").read_text("utf-8"))["sha256"]
+    if data.corpus.sha256 != began_with:
+        raise UserError(
+            f"the text is not what {folder} began with (sha256 {data.corpus.sha256[:12]}, then "
+            f"{began_with[:12]}): start a new run with it"
+        )
+    model = load_model(checkpoint)
+    optimizer = make_optimizer(config, model)
+    state = load_state(checkpoint, optimizer)
+    if config.tokens != saved.tokens:
+        state.total = config.tokens
+    if state.done >= state.total:
+        raise UserError(
+            f"{folder} has finished its {state.total:,.0f} tokens: ask for more, such as "
+            f"--tokens {2 * config.tokens}"
+        )
+    config.save(folder / "config.toml")
+    display.say(f"going on from {checkpoint}")
+    go_on(folder, config, data, model, optimizer, state, display)
+
+
+def load_data(config: Config, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> Data:
+    """Text, vocabulary (trained on it if there is none yet) and ids."""
+    say("reading text")
+    corpus = load_corpus(config.text, say)
+    tokenizer = tokenizer or Tokenizer.train(corpus.train, config.sizes.vocab_size)
+    data = Data(corpus, tokenizer, tokenize(corpus.train, tokenizer), tokenize(corpus.held_out, tokenizer))
+    say(
+        f"{corpus.train_bytes:,} bytes to train on are {len(data.train):,} tokens of {tokenizer.vocab_size}; "
+        f"{corpus.held_out_bytes:,} bytes are held out"
+    )
+    return data
+
+
+def describe(data: Data) -> dict:
+    """What a run must say about its text."""
+    corpus = data.corpus
+    return {
+        "sha256": corpus.sha256,
+        "sources": corpus.sources,
+        "train": {"documents": len(corpus.train), "bytes": corpus.train_bytes, "tokens": len(data.train)},
+        "held_out": {
+            "documents": len(corpus.held_out),
+            "bytes": corpus.held_out_bytes,
+            "tokens": len(data.held_out),
+        },
+        "vocab_size": data.tokenizer.vocab_size,
+    }
+
+
+def make_optimizer(config: Config, model: DeepSeekModel) -> AdamW | Muon:
+    """The optimizer that the settings name."""
+    learning = config.learning
+    betas = learning.beta1, learning.beta2
+    if learning.optimizer == "adamw":
+        return AdamW(model, lr=learning.lr, betas=betas, weight_decay=learning.weight_decay)
+    return Muon(
+        model,
+        lr=learning.matrix_lr,
+        weight_decay=learning.weight_decay,
+        adamw_lr=learning.lr,
+        betas=betas,
+        adamw_decay=learning.weight_decay,
+    )
+
+
+def go_on(
+    folder: Path,
+    config: Config,
+    data: Data,
+    model: DeepSeekModel,
+    optimizer: AdamW | Muon,
+    state: State,
+    display: Display,
+) -> None:
+    """Train to the end, judge, report."""
+    learning, schedule = config.learning, config.schedule
+    peak = learning.lr if learning.optimizer == "adamw" else learning.matrix_lr
+    batches = TrainingBatches(data.train, time=config.time, seed=config.seed)
+    rows = {"batch": config.micro_batch, "time": config.time}
+
+    def next_work(state: State) -> Work:
+        first, count = round(state.done) // config.time, schedule.sequences(state.done, state.total)
+        starts = range(first, first + count, config.micro_batch)
+        parts = [batches.rows(i, min(config.micro_batch, first + count - i)) for i in starts]
+        return Work(parts, sum(model.count_targets(part.targets) for part in parts), count * config.time)
+
+    def loss(model: DeepSeekModel, part: Batch, count: object) -> tuple[Tensor, dict[str, float]]:
+        early = state.done < learning.mtp_switch * state.total
+        weight = (learning.mtp_weight if early else learning.mtp_late_weight) if model.mtp else 0.0
+        losses = model.losses(part.ids, part.targets, weight, learning.balance_weight, count=count)
+        named = losses._asdict()
+        total = named.pop("total")
+        return total, {name: float(value) for name, value in named.items() if value is not None}
+
+    metrics = Metrics(folder / "metrics.jsonl", state.metrics)
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+    after = [
+        GradientNorms(model, clip=learning.clip),
+        HeldOut(model, data.held_out.thin(QUICK_TOKENS), steps=config.evaluate_every, **rows),
+        Samples(model, data.tokenizer, config.prompt, length=config.time // 2),
+        display,
+        metrics,
+        SaveEvery(checkpoints, model, optimizer, config.save_every),
+    ]
+    if config.seconds is not None and config.seconds > state.seconds:
+        after.insert(0, TimeLimit(config.seconds))
+    try:
+        with display:
+            train(
+                model,
+                optimizer,
+                next_work,
+                loss,
+                state,
+                learning_rate=lambda state: peak * schedule.rate(state.step, state.done, state.total),
+                clip=learning.clip,
+                bias_speed=lambda state: (
+                    learning.bias_speed * (state.done < learning.bias_until * state.total)
+                ),
+                after=after,
+            )
+    except TrainingStopped as error:
+        kept = checkpoints.all()
+        raise TrainingStopped(f"{error}; {f'{kept[-1]} is whole' if kept else 'no checkpoint yet'}") from None
+    judge(folder, data, model, state, display, rows)
+
+
+def judge(
+    folder: Path, data: Data, model: DeepSeekModel, state: State, display: Display, rows: dict[str, int]
+) -> None:
+    """Measure the whole held-out text and what simpler means make of it; write results and report."""
+    display.say("measuring the whole held-out text")
+    with state.phase("held-out text"):
+        bits = bits_per_byte(model, data.held_out, **rows)
+    with state.phase("baselines"):
+        baselines = measure_baselines(data.corpus, data.train, data.held_out, data.tokenizer, display.say)
+    results = {
+        "bits_per_byte": bits,
+        "baselines": baselines,
+        "steps": state.step,
+        "tokens": state.done,
+        "seconds": state.seconds,
+        "phases": state.phases,
+    }
+    write_json(folder / "results.json", results)
+    write_report(folder)
+    display.say(f"held-out: {bits:.3f} bits/byte; xz -9e alone {baselines['xz -9e']:.3f}")
+    display.say(f"{folder / 'report.html'} shows the run; `python -m train generate {folder}` writes text")
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file, never half of one."""
+    write_aside(path, (json.dumps(value, indent=2) + "\n").encode())
