@@ -2,6 +2,7 @@
 
 from layers.cache import KVCache, LatentCache
 from layers.config import DeepSeekConfig
+from layers.generation import generate
 from layers.model import DeepSeekModel
 from layers.weights import load_pretrained, save_pretrained
 
@@ -10,6 +11,7 @@ __all__ = [
     "DeepSeekModel",
     "KVCache",
     "LatentCache",
+    "generate",
     "load_pretrained",
     "save_pretrained",
 ]

@@ -97,7 +97,7 @@ class DeepSeekModel(Module):
         balance: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """`hidden`, recorded if recording is on, and the balance loss of every block."""
-        ids = self.checked(ids, 0 if cache is None else cache.length)
+        ids = self.checked(ids, 0 if cache is None else cache.length, first)
         context = make_context(self.rotary, *ids.shape, first=first, cache=cache, balance=balance)
         x = self.embed_tokens(place(ids))
         states = [] if states is None else states
@@ -130,7 +130,7 @@ class DeepSeekModel(Module):
         The first is 1. `head` of it predicts t_{i+k+1}. cache: one of `new_mtp_caches`; column i of it is
         entry i.
         """
-        ids = self.checked(ids, 0 if cache is None else cache.length)
+        ids = self.checked(ids, 0 if cache is None else cache.length, first)
         context = make_context(
             self.rotary, *ids.shape, first=first, cache=cache, balance=balance, offset=depth
         )
@@ -146,12 +146,16 @@ class DeepSeekModel(Module):
             return tg.linear(h, self.embed_tokens.weight)
         return self.lm_head(h)
 
-    def checked(self, ids: Any, columns_before: int) -> np.ndarray:
-        """ids as an array (batch, time). Raises ValueError for a shape, a length or an id that cannot be."""
+    def checked(self, ids: Any, columns_before: int, first: Any = None) -> np.ndarray:
+        """ids as an array (batch, time). Raises ValueError for a shape, a length or an id that cannot be.
+
+        Pads before `first` are no part of a length.
+        """
         ids, config = to_host(ids.data if isinstance(ids, Tensor) else ids), self.config
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"ids are {ids.dtype}{ids.shape} but must be integers of shape (batch, time)")
-        end = columns_before + ids.shape[1]
+        pads = 0*int(np.min(first)) if first is not None and np.size(first) else 0
+        end = columns_before + ids.shape[1] - pads
         if end > config.max_position_embeddings:
             raise ValueError(
                 f"the sequence has {end} tokens but max_position_embeddings is "

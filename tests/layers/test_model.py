@@ -24,7 +24,10 @@ def batch_of(batch=2, time=9):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradient_of_every_parameter_against_differences(name):
-    """Some entries of every leaf; the loss with all its parts. Choices of experts are too clear to flip."""
+    """The largest and a random entry of every leaf, in the loss with all its parts.
+
+    Choices of experts are too clear to flip within a step.
+    """
     model, (ids, targets) = model_of(seed=2, **MODELS[name]), batch_of()
     mtp_weight = 0.3 if model.mtp else 0.0
 
@@ -37,7 +40,7 @@ def test_gradient_of_every_parameter_against_differences(name):
     leaves = dict(model.named_leaves())
     arrays = [leaf.data for leaf in leaves.values()]
     for position, (path, leaf) in enumerate(leaves.items()):
-        where = {tuple(rng.integers(0, size) for size in leaf.shape) for _ in range(2)}
+        where = {tuple(rng.integers(0, size) for size in leaf.shape) for _ in range(1)}
         where |= {np.unravel_index(np.abs(leaf.grad).argmax(), leaf.shape)}
         numeric = gradient_in_place(value, arrays, position, where)
         rows = tuple(zip(*where))
@@ -66,13 +69,13 @@ def test_one_batch_is_learnt_by_heart():
     model, (ids, targets) = model_of(dtype="float32", num_nextn_predict_layers=1), batch_of()
     leaves = list(model.parameters())
     mean, square = [np.zeros_like(p.data) for p in leaves], [np.zeros_like(p.data) for p in leaves]
-    for step in range(1, 121):
+    for step in range(1, 61):
         loss = model.loss(ids, targets, mtp_weight=0.3)
         loss.backward()
         for p, m, v in zip(leaves, mean, square):
             m += 0.1 * (p.grad - m)
-            v += 0.01 * (p.grad**2 - v)
-            p.data -= 0.02 * m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.99**step)) + 1e-8)
+            v += 0.05 * (p.grad**2 - v)
+            p.data -= 0.02 * m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.95**step)) + 1e-8)
         model.zero_grad()
     assert float(loss) < 0.01
 
