@@ -28,6 +28,8 @@ from tinygrad_ds.kernels import progress
 PARTS = 16
 PARALLEL_FROM = 1 << 16  # entries of the first array: below, waking a thread costs more than it saves
 
+_KINDS = ({np.dtype(np.float32)}, {np.dtype(np.float64)})
+
 # What the compiler may do: add in any order, round a*b + c once. It may not assume away NaN and infinities.
 FASTMATH = {"reassoc", "contract"}
 
@@ -46,21 +48,18 @@ class Kernel:
     def __init__(self, function: FunctionType, signature: str) -> None:
         self.function = function
         self.signature = signature
-        self._compiled: dict[tuple[str, bool], Callable] = {}
+        self._serial: dict[np.dtype, Callable] = {}
+        self._parallel: dict[np.dtype, Callable] = {}
 
     def __call__(self, *args: Any) -> None:
-        first = args[0]
-        parallel = first.size >= PARALLEL_FROM
-        compiled = self._compiled.get((first.dtype.name, parallel)) or self._compile(
-            first.dtype.name, parallel
-        )
-        if parallel:
-            with _one_at_a_time:
-                compiled(*args)
-        else:
-            compiled(*args)
+        dtype = args[0].dtype
+        if args[0].size < PARALLEL_FROM:
+            (self._serial.get(dtype) or self._compile(dtype, False))(*args)
+            return
+        with _one_at_a_time:
+            (self._parallel.get(dtype) or self._compile(dtype, True))(*args)
 
-    def _compile(self, dtype: str, parallel: bool) -> Callable:
+    def _compile(self, dtype: np.dtype, parallel: bool) -> Callable:
         """The machine code for one dtype, from disk or made now.
 
         Numba tells what it keeps on disk apart by the function's name, so each form gets a name of its own.
@@ -69,14 +68,15 @@ class Kernel:
         form = FunctionType(self.function.__code__, self.function.__globals__, name)
         form.__qualname__, form.__module__ = name, self.function.__module__
         make = numba.njit(
-            f"void{self.signature.replace('T', dtype)}",
+            f"void{self.signature.replace('T', dtype.name)}",
             cache=True,
             nogil=True,
             parallel=parallel,
             fastmath=FASTMATH,
         )
-        with event.install_listener("numba:compile", _Announcement(self.function.__name__, dtype)):
-            compiled = self._compiled[dtype, parallel] = make(form)
+        with event.install_listener("numba:compile", _Announcement(self.function.__name__, dtype.name)):
+            compiled = make(form)
+        (self._parallel if parallel else self._serial)[dtype] = compiled
         return compiled
 
 
@@ -108,8 +108,7 @@ def share(part, count):
 
 def covered(*arrays: np.ndarray) -> bool:
     """Whether there are kernels for these arrays: all float32, or all float64."""
-    kind = arrays[0].dtype
-    return (kind == np.float32 or kind == np.float64) and all(array.dtype == kind for array in arrays)
+    return {array.dtype for array in arrays} in _KINDS
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

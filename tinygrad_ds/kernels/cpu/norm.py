@@ -62,10 +62,11 @@ def _rmsnorm_backward(g, x, r, weight, grad_x, grad_weight):
         of_part[:] = zero
         for n in range(share(part, len(x)), share(part + 1, len(x))):
             scale = r[n]
-            along = zero  # mean_i(h_i x_hat_i), to be taken out of h along x_hat
+            along = zero
             for i in range(x.shape[1]):
                 along += g[n, i] * weight[i] * x[n, i]
-            along *= scale * scale / d
+            along = along * scale / d  # mean_i(h_i x_hat_i), to be taken out of h along x_hat
             for i in range(x.shape[1]):
-                grad_x[n, i] = scale * (g[n, i] * weight[i] - x[n, i] * along)
-                of_part[i] += g[n, i] * x[n, i] * scale
+                x_hat = x[n, i] * scale
+                grad_x[n, i] = scale * (g[n, i] * weight[i] - x_hat * along)
+                of_part[i] += g[n, i] * x_hat

@@ -1,31 +1,36 @@
-"""Rotary position embedding, fused: a copy of x is turned in place, pair by pair, each row read and written
-once.
+"""Rotary position embedding, fused: a copy of x is turned in place, pair by pair, each row once.
 
 NumPy makes the copy, which takes any layout (queries come as a slice of a wider array). cos and sin are not
-repeated for the axes along which they are shared: those have size 1 and their only entry is read each time.
-Backward is the same turn the other way.
+repeated along the axes that share them: `steps` says how far their row moves along each leading axis of x,
+and 0 stands for a shared one. Backward is the same turn the other way.
 """
 
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 from numba import prange
 
-from tinygrad_ds.kernels.cpu.common import PARTS, contiguous, covered, kernel, share
+from tinygrad_ds.kernels.cpu.common import PARTS, as_rows, covered, kernel, share
 
 
 class RopeSaved(NamedTuple):
-    """The angles, in four dimensions."""
+    """The angles as rows, and their steps along three leading axes of x."""
 
-    cos: np.ndarray  # (.., .., .., d/2)
-    sin: np.ndarray  # (.., .., .., d/2)
+    cos: np.ndarray  # (angles, d/2)
+    sin: np.ndarray  # (angles, d/2)
+    steps: tuple[int, int, int]
     interleaved: bool
 
 
 def rope(x, cos, sin, *, interleaved=True):
     if not covered(x, cos, sin) or not _fits(x, cos, sin):
         return NotImplemented
-    saved = RopeSaved(_in_four(contiguous(cos)), _in_four(contiguous(sin)), bool(interleaved))
+    steps = tuple(
+        0 if size == 1 else prod(cos.shape[axis + 1 : -1]) for axis, size in enumerate(cos.shape[:-1])
+    )
+    steps = (0,) * (3 - len(steps)) + steps
+    saved = RopeSaved(as_rows(cos), as_rows(sin), steps, bool(interleaved))
     return _turned(x, saved, 1), saved
 
 
@@ -37,38 +42,30 @@ def _fits(x, cos, sin):
     """Whether x has at most four axes and the angles broadcast to it; anything else is the reference's."""
     if not 1 <= cos.ndim <= x.ndim <= 4 or cos.shape != sin.shape or 2 * cos.shape[-1] != x.shape[-1]:
         return False
-    shared = x.shape[x.ndim - cos.ndim : -1]
-    return all(own in (1, full) for own, full in zip(cos.shape[:-1], shared))
-
-
-def _in_four(array):
-    return array.reshape((1,) * (4 - array.ndim) + array.shape)
+    own, full = cos.shape[:-1], x.shape[x.ndim - cos.ndim : -1]
+    return all(size in (1, whole) for size, whole in zip(own, full))
 
 
 def _turned(x, saved, direction):
     y = np.array(x, order="C")
-    _turn(_in_four(y), saved.cos, saved.sin, direction, saved.interleaved)
+    second, third = ((1, 1) + x.shape[:-1])[-2:]
+    _turn(as_rows(y), saved.cos, saved.sin, direction, second, third, *saved.steps, saved.interleaved)
     return y
 
 
-@kernel("(T[:, :, :, ::1], T[:, :, :, ::1], T[:, :, :, ::1], T, boolean)")
-def _turn(y, cos, sin, direction, interleaved):
-    inner = y.shape[1] * y.shape[2]
-    count = y.shape[0] * inner
-    half = y.shape[3] // 2
+@kernel("(T[:, ::1], T[:, ::1], T[:, ::1], T, int64, int64, int64, int64, int64, boolean)")
+def _turn(y, cos, sin, direction, second, third, step1, step2, step3, interleaved):
+    half = y.shape[1] // 2
     for part in prange(PARTS):
-        for n in range(share(part, count), share(part + 1, count)):
-            a, b, c = n // inner, n % inner // y.shape[2], n % y.shape[2]
-            row = y[a, b, c]
-            cos_row = cos[min(a, cos.shape[0] - 1), min(b, cos.shape[1] - 1), min(c, cos.shape[2] - 1)]
-            sin_row = sin[min(a, cos.shape[0] - 1), min(b, cos.shape[1] - 1), min(c, cos.shape[2] - 1)]
+        for n in range(share(part, len(y)), share(part + 1, len(y))):
+            m = n // (second * third) * step1 + n // third % second * step2 + n % third * step3
             if interleaved:
                 for j in range(half):
-                    first, second, s = row[2 * j], row[2 * j + 1], sin_row[j] * direction
-                    row[2 * j] = first * cos_row[j] - second * s
-                    row[2 * j + 1] = first * s + second * cos_row[j]
+                    a, b = y[n, 2 * j], y[n, 2 * j + 1]
+                    c, s = cos[m, j], sin[m, j] * direction
+                    y[n, 2 * j], y[n, 2 * j + 1] = a * c - b * s, a * s + b * c
             else:
                 for j in range(half):
-                    first, second, s = row[j], row[half + j], sin_row[j] * direction
-                    row[j] = first * cos_row[j] - second * s
-                    row[half + j] = first * s + second * cos_row[j]
+                    a, b = y[n, j], y[n, half + j]
+                    c, s = cos[m, j], sin[m, j] * direction
+                    y[n, j], y[n, half + j] = a * c - b * s, a * s + b * c
