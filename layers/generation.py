@@ -53,14 +53,16 @@ def generate(
         pad_token = model.config.pad_token_id
     if pad_token is None:
         pad_token = stops[0] if stops else 0
-    prompts = checked_prompts(ids, max_new_tokens, pad_token, model.config)
     if speculative and not model.mtp:
         raise ValueError(
             "speculative=True but the model has no MTP module to draft with: use speculative=False"
         )
+    prompts = [np.asarray(to_host(row)) for row in (ids.data if isinstance(ids, Tensor) else ids)]
+    # While one row goes on, tokens are drafted for all: past the end of a row that has almost ended.
+    spare = len(model.mtp) if speculative and len(prompts) > 1 else 0
+    check_prompts(prompts, max_new_tokens, spare, pad_token, model.config)
     rows = Rows(prompts, max_new_tokens, stops, pad_token, on_token)
-    numbers = max_new_tokens + len(model.mtp) + 1  # some rows are drafted past their end
-    sampler = Sampler(temperature, top_p, seed, rows.lengths, numbers)
+    sampler = Sampler(temperature, top_p, seed, rows.lengths, max_new_tokens + spare + 1)
     stats = SpeculationStats() if stats is None else stats
     with tg.no_grad():
         decode(model, rows, sampler, Drafter(model, len(prompts)) if speculative else None, stats)
@@ -104,11 +106,10 @@ def decode(
     model: DeepSeekModel, rows: Rows, sampler: Sampler, drafter: Drafter | None, stats: SpeculationStats
 ) -> None:
     """Write all rows to their ends. `first` is the column of the caches where a row begins; it moves too."""
-    batch, cache, modules = len(rows.out), model.new_cache(len(rows.out)), len(model.mtp) if drafter else 0
+    batch, modules = len(rows.out), len(model.mtp) if drafter else 0
+    cache = model.new_cache(batch)
     first = rows.time - rows.lengths  # (batch,)
-    window = rows.out[
-        :, : rows.time
-    ]  # (batch, columns) that no pass has read, the drafts among them at the end
+    window = rows.out[:, : rows.time]  # (batch, columns) that no pass has read, with the drafts at the end
     drafts, q = np.empty((batch, 0), dtype=int), np.empty((batch, 0, model.config.vocab_size))
     while rows.live.any():
         start, known = cache.length, window.shape[1] - drafts.shape[1]
@@ -127,9 +128,7 @@ def decode(
         kept = known + accepted
         columns = int(kept[rows.live].max())
         kept[~rows.live] = columns
-        tokens = np.pad(
-            window[:, 1:columns], ((0, 0), (0, 1))
-        )  # (batch, columns), of the columns after these
+        tokens = np.pad(window[:, 1:columns], ((0, 0), (0, 1)))  # (batch, columns): each column's next one
         tokens[np.arange(batch), kept - 1] = following
         count = min(modules, int((rows.limit - rows.made)[rows.live].max()) - 1)
         if count:
@@ -138,14 +137,14 @@ def decode(
             drafts, q = drafts[:, :0], q[:, :0]
         cache.truncate(start + columns)
         cache.shift_right(columns - kept)
-        first = first + columns - kept
+        first = np.where(rows.live, first + columns - kept, cache.length)  # a row that ended sees nothing
         window = np.concatenate([following[:, None], drafts], axis=1)
 
 
-def checked_prompts(
-    ids: Any, max_new_tokens: int, pad_token: int, config: DeepSeekConfig
-) -> list[np.ndarray]:
-    """The prompts as arrays of integers. Raises ValueError for what is none, or leaves no room to go on."""
+def check_prompts(
+    prompts: list[np.ndarray], max_new_tokens: int, spare: int, pad_token: int, config: DeepSeekConfig
+) -> None:
+    """Raise ValueError for what is no row of ids, or leaves no room for new tokens and `spare` drafts."""
     limit, vocab = config.max_position_embeddings, config.vocab_size
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens} but must be at least 0")
@@ -153,7 +152,6 @@ def checked_prompts(
         raise ValueError(
             f"pad_token is {pad_token} but vocab_size is {vocab}: pass one from 0 to {vocab - 1}"
         )
-    prompts = [np.asarray(to_host(row)) for row in (ids.data if isinstance(ids, Tensor) else ids)]
     if not prompts:
         raise ValueError("there is no prompt: pass ids of shape (batch, time) or a list of prompts")
     for row, prompt in enumerate(prompts):
@@ -166,12 +164,12 @@ def checked_prompts(
         if not 0 <= prompt.min() <= prompt.max() < vocab:
             wrong = prompt.min() if prompt.min() < 0 else prompt.max()
             raise ValueError(f"prompt {row} holds id {wrong} but vocab_size is {vocab}: 0 to {vocab - 1}")
-        if len(prompt) + max_new_tokens > limit:
+        if len(prompt) + max_new_tokens + spare > limit:
+            drafted = f" (and {spare} may be drafted past them)" if spare else ""
             raise ValueError(
-                f"prompt {row} has {len(prompt)} tokens and {max_new_tokens} are to follow, but "
+                f"prompt {row} has {len(prompt)} tokens and {max_new_tokens} are to follow{drafted}, but "
                 f"max_position_embeddings is {limit}: shorten the prompt or ask for fewer"
             )
-    return prompts
 
 
 def check_finite(logits: np.ndarray, rows: Rows) -> None:

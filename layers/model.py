@@ -154,7 +154,7 @@ class DeepSeekModel(Module):
         ids, config = to_host(ids.data if isinstance(ids, Tensor) else ids), self.config
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"ids are {ids.dtype}{ids.shape} but must be integers of shape (batch, time)")
-        pads = 0*int(np.min(first)) if first is not None and np.size(first) else 0
+        pads = int(np.min(first)) if first is not None and np.size(first) else 0
         end = columns_before + ids.shape[1] - pads
         if end > config.max_position_embeddings:
             raise ValueError(
