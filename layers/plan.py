@@ -21,6 +21,7 @@ class Part(NamedTuple):
 
 
 MTP = "MTP"  # what the names of the parts of MTP modules begin with
+SMALL = "norms and biases"
 
 
 def parts(config: DeepSeekConfig) -> list[Part]:
@@ -37,46 +38,45 @@ def parts(config: DeepSeekConfig) -> list[Part]:
     ]
     if not modules:
         return trunk
-    joining = modules * (2 * d * d + 3 * d)  # eh_proj; enorm, hnorm and shared_head.norm
-    module = [*block_parts(config, modules, 0), Part("joining and norms", joining, joining)]
+    module = [
+        *block_parts(config, modules, 0),
+        Part("joining", modules * 2 * d * d, modules * 2 * d * d),  # eh_proj
+        Part("norms at both ends", modules * 3 * d, modules * 3 * d),  # enorm, hnorm, shared_head.norm
+    ]
     return [*trunk, *(part._replace(name=f"{MTP} {part.name}") for part in module)]
 
 
 def block_parts(config: DeepSeekConfig, layers: int, dense: int) -> list[Part]:
     """The parts of `layers` blocks, the first `dense` of them without experts."""
     d, moe = config.hidden_size, layers - dense
+    experts, chosen = config.n_routed_experts, config.num_experts_per_tok
     expert = 3 * d * config.moe_intermediate_size
     mlp, shared = 3 * d * config.intermediate_size, config.n_shared_experts * expert
-    router = config.n_routed_experts * (d + config.has_correction_bias)
-    projections, norms = attention_numbers(config)
-    norms += 2 * d
+    matrices, vectors = attention_numbers(config)
+    small = layers * (vectors + 2 * d) + moe * experts * config.has_correction_bias
     every = [
-        Part("attention", layers * projections, layers * projections, True),
+        Part("attention", layers * matrices, layers * matrices, True),
         Part("dense feed-forward", dense * mlp, dense * mlp, True),
-        Part(
-            "routed experts",
-            moe * config.n_routed_experts * expert,
-            moe * config.num_experts_per_tok * expert,
-            True,
-        ),
+        Part("routed experts", moe * experts * expert, moe * chosen * expert, True),
         Part("shared experts", moe * shared, moe * shared, True),
-        Part("routers", moe * router, moe * router),
-        Part("norms", layers * norms, layers * norms),
+        Part("routers", moe * experts * d, moe * experts * d),
+        Part(SMALL, small, small),
     ]
     return [part for part in every if part.total]
 
 
 def attention_numbers(config: DeepSeekConfig) -> tuple[int, int]:
-    """Numbers in one layer's attention: (projections with their biases, norms on latents)."""
+    """Numbers in one layer's attention: (matrices, norms on latents and biases)."""
     d, h, d_qk, d_v = config.hidden_size, config.num_attention_heads, config.qk_head_dim, config.v_head_dim
     bias = config.attention_bias
     if config.attention_kind != "mla":
         rows = h * d_qk + config.num_key_value_heads * (d_qk + d_v)
-        return rows * (d + bias) + d * (h * d_v + bias), 0
+        return rows * d + d * h * d_v, bias * (rows + d)
     r_q, r, d_r = config.q_lora_rank, config.kv_lora_rank, config.qk_rope_head_dim
-    queries = h * d_qk * d if r_q is None else r_q * (d + bias) + h * d_qk * r_q
-    keys_and_values = (r + d_r) * (d + bias) + h * (config.qk_nope_head_dim + d_v) * r
-    return queries + keys_and_values + d * (h * d_v + bias), r + (r_q or 0)
+    queries = h * d_qk * d if r_q is None else r_q * d + h * d_qk * r_q
+    keys_and_values = (r + d_r) * d + h * (config.qk_nope_head_dim + d_v) * r
+    biases = bias * ((r_q or 0) + r + d_r + d)  # never on q_proj, q_b_proj and kv_b_proj
+    return queries + keys_and_values + d * h * d_v, r + (r_q or 0) + biases
 
 
 def count(config: DeepSeekConfig, *, active: bool = False, embedding: bool = True, mtp: bool = False) -> int:
