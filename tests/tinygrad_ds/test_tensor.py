@@ -130,6 +130,20 @@ def test_narrow_formats_store(narrow):
     assert w.grad.astype(float).tolist() == [0, 2, 4, 6]
 
 
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+def test_narrow_formats_pass_through_every_simple_primitive(narrow):
+    """Results and gradients of a narrow array are as narrow: nothing promotes on the way."""
+    x = np.array([1.0, 2.0, 3.0]).astype(tg.Tensor(1.0).astype(narrow).dtype)
+    options = {"cumsum": {"axis": 0}, "clip": {"low": 1.5}, "astype": {"dtype": narrow}}
+    for name, primitive in tg.primitives.items():
+        family = primitive.forward.__module__.rpartition(".")[2]
+        if family in ("elementwise", "activation", "reduction"):
+            arrays = [x] * primitive.arrays if name != "where" else [x > 1, x, x]
+            y, saved = primitive.forward(*arrays, **options.get(name, {}))
+            grads = [g for g in primitive.backward(saved, np.ones_like(y)) if g is not None]
+            assert grads and {y.dtype, *(g.dtype for g in grads)} == {x.dtype}, name
+
+
 def test_results_are_arrays_where_numpy_has_scalars():
     x = tg.Tensor(2.0, requires_grad=True)
     v = tg.Tensor([1.0, 2.0], requires_grad=True)

@@ -1,7 +1,7 @@
 """Activations. sigma is the logistic function, sigma' = sigma (1 - sigma)."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinygrad_ds.device import Array, namespace
 from tinygrad_ds.ops.broadcast import sum_to
@@ -56,10 +56,6 @@ def silu_backward(saved, g):
     return (g * sigma * (1 + x * (1 - sigma)),)
 
 
-_C = math.sqrt(2 / math.pi)
-_K = 0.044715
-
-
 class GeluSaved(NamedTuple):
     """The input and the hyperbolic tangent in it."""
 
@@ -73,7 +69,8 @@ def gelu(x):
 
     The tanh form of x Phi(x), Phi the normal distribution. Hendrycks and Gimpel 2016, section 2.
     """
-    t = namespace(x).tanh(_C * (x + _K * x * x * x))
+    c, k = _constants(x)
+    t = namespace(x).tanh(c * (x + k * x * x * x))
     return x / 2 * (1 + t), GeluSaved(x, t)
 
 
@@ -85,8 +82,14 @@ def gelu_backward(saved, g):
     dy/dx = (1 + t) / 2  +  x/2 (1 - t^2) du/dx.
     """
     x, t = saved
-    du = _C * (1 + 3 * _K * x * x)
+    c, k = _constants(x)
+    du = c * (1 + 3 * k * x * x)
     return (g * ((1 + t) / 2 + x / 2 * (1 - t * t) * du),)
+
+
+def _constants(x: Array) -> tuple[Any, Any]:
+    """c and k in the format of x: to NumPy, some numbers are too wide for a bfloat16."""
+    return x.dtype.type(math.sqrt(2 / math.pi)), x.dtype.type(0.044715)
 
 
 class ReluSaved(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinygrad_ds.device import Array, namespace
 from tinygrad_ds.dtypes import dtype as as_dtype
+from tinygrad_ds.dtypes import is_floating
 from tinygrad_ds.ops.broadcast import Form, fit, form
 from tinygrad_ds.primitive import primitive
 
@@ -287,10 +288,10 @@ def clip(x, *, low=None, high=None):
     xp = namespace(x)
     y, inside = x, xp.ones(x.shape, dtype=bool)
     if low is not None:
-        low = _weak(low)
+        low = _bound(low, x.dtype)
         y, inside = xp.maximum(y, low), inside & (x >= low)
     if high is not None:
-        high = _weak(high)
+        high = _bound(high, x.dtype)
         y, inside = xp.minimum(y, high), inside & (x <= high)
     return y, ClipSaved(inside)
 
@@ -301,9 +302,9 @@ def clip_backward(saved, g):
     return (g * saved.inside,)
 
 
-def _weak(bound):
-    """np.float64 is a subclass of float that would promote float32; a plain float does not."""
-    return float(bound) if isinstance(bound, float) else bound
+def _bound(bound, kind):
+    """A number in the format of x, for an np.float64, and to a bfloat16 any number, would promote it."""
+    return kind.type(bound) if isinstance(bound, int | float) and is_floating(kind) else bound
 
 
 class AstypeSaved(NamedTuple):

@@ -179,9 +179,8 @@ def pad(x, *, pad_width, value=0.0):
     xp = namespace(x)
     pairs = np.broadcast_to(pad_width, (x.ndim, 2)).tolist()
     inner = tuple(slice(before, before + size) for (before, _), size in zip(pairs, x.shape))
-    y = xp.full(
-        [before + size + after for (before, after), size in zip(pairs, x.shape)], value, dtype=x.dtype
-    )
+    shape = tuple(before + size + after for (before, after), size in zip(pairs, x.shape))
+    y = xp.full(shape, value, dtype=x.dtype)
     y[inner] = x
     return y, PadSaved(inner)
 
