@@ -45,6 +45,7 @@ def start(config: Config, display: Display) -> None:
             f"{folder} exists: go on with `python -m train --resume {folder}`, name another folder by --out, "
             "or delete it"
         )
+    config.sizes.deepseek(config.sizes.vocab_size, config.time, 0)  # before the text is read: can it be?
     began = perf_counter()
     data = load_data(config, None, display.say)
     model = DeepSeekModel(
@@ -65,10 +66,10 @@ def resume(folder: Path, saved: Config, config: Config, display: Display) -> Non
     saved: the settings that the run began with. config: the same but for what is asked now. More tokens
     lengthen the run; the network, the text and the order of its rows are settled. Raises UserError.
     """
-    for name in ("sizes", "text", "time", "seed"):
-        if getattr(config, name) != getattr(saved, name):
+    for name, value in settled(config).items():
+        if value != settled(saved)[name]:
             raise UserError(
-                f"{folder} began with another {name}, which it keeps: start a new run to change that"
+                f"{name} is {settled(saved)[name]} in {folder} and cannot become {value}: start a new run"
             )
     checkpoint = Checkpoints(folder / "checkpoints").latest()
     data = load_data(config, Tokenizer.load(folder), display.say)
@@ -91,6 +92,11 @@ def resume(folder: Path, saved: Config, config: Config, display: Display) -> Non
     config.save(folder / "config.toml")
     display.say(f"going on from {checkpoint}")
     go_on(folder, config, data, model, optimizer, state, display)
+
+
+def settled(config: Config) -> dict[str, object]:
+    """The settings that a run keeps for good."""
+    return vars(config.sizes) | {name: getattr(config, name) for name in ("text", "time", "seed")}
 
 
 def load_data(config: Config, tokenizer: Tokenizer | None, say: Callable[[str], None]) -> Data:
