@@ -1,8 +1,8 @@
-"""Look at a network without running it.
+"""What a network has and costs, and what it says.
 
-python -m layers inspect FOLDER: what a checkpoint has and what it costs.
+python -m layers inspect FOLDER_OR_CONFIG: parameters, cache, memory, time; a config alone is enough.
 
-python -m layers inspect config.json --batch 8: a config alone is enough.
+python -m layers generate FOLDER --prompt "...": text from a published checkpoint with its tokenizer.
 """
 
 import sys
@@ -13,9 +13,12 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from layers.config import ConfigError, DeepSeekConfig
+from layers.config import DeepSeekConfig
+from layers.generation import generate
 from layers.inspection import file_table, report
-from layers.tensor_file import CheckpointError
+from layers.pretrained_text import PretrainedText
+from layers.speculative import SpeculationStats
+from layers.weights import load_pretrained
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,33 @@ class Inspect:
     """What its memory delivers, in bytes per second: an H100 3e12, a desktop computer 3e10."""
 
 
+@dataclass(frozen=True)
+class Generate:
+    """Text after a prompt, or a reply to it, as the checkpoint's own files say where no flag does."""
+
+    folder: tyro.conf.Positional[Path]
+    """Of a checkpoint in the published format, with tokenizer.json."""
+    prompt: str
+    chat: bool = False
+    """Take the prompt as a message and reply to it, by the chat template."""
+    tokens: int = 200
+    """How many to write at most."""
+    temperature: float | None = None
+    """0 takes the likeliest token each time."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that have this share of the probability."""
+    seed: int = 0
+    speculative: bool = False
+    """Draft with the MTP modules, and say how often that went well."""
+
+
 def main() -> None:
     """Do what the arguments say. Exit code 2 where they, or what they name, cannot be used."""
-    asked = tyro.extras.subcommand_cli_from_dict(
-        {"inspect": Inspect}, prog="python -m layers", description=__doc__
-    )
+    commands = {"inspect": Inspect, "generate": Generate}
+    asked = tyro.extras.subcommand_cli_from_dict(commands, prog="python -m layers", description=__doc__)
     try:
-        inspect(asked)
-    except (ConfigError, CheckpointError, ValueError) as error:
+        inspect(asked) if isinstance(asked, Inspect) else write(asked)
+    except ValueError as error:  # ConfigError and CheckpointError are of this kind
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -58,6 +80,30 @@ def inspect(asked: Inspect) -> None:
     tables = report(config, asked.batch, asked.length, kind, asked.flops, asked.bandwidth)
     files = file_table(asked.path) if asked.path.is_dir() else None
     Console().print(tables, *(["", files] if files else []), sep="\n")
+
+
+def write(asked: Generate) -> None:
+    """Print token after token. Raises ValueError for a checkpoint or prompt that cannot be used."""
+    text = PretrainedText(asked.folder)
+    message = [{"role": "user", "content": asked.prompt}]
+    ids = text.chat(message) if asked.chat else text.encode(asked.prompt)
+    chosen = {"temperature": asked.temperature, "top_p": asked.top_p}
+    settings = text.settings | {name: value for name, value in chosen.items() if value is not None}
+    model = load_pretrained(asked.folder, mtp=asked.speculative)
+    decode, stats = text.stream(), SpeculationStats()
+    generate(
+        model,
+        [ids],
+        asked.tokens,
+        speculative=asked.speculative,
+        seed=asked.seed,
+        on_token=lambda row, token: print(decode(token), end="", flush=True),
+        stats=stats,
+        **settings,
+    )
+    print()
+    if asked.speculative:
+        print(stats, file=sys.stderr)
 
 
 if __name__ == "__main__":
