@@ -77,12 +77,11 @@ class Samples:
 
 
 def write(model: DeepSeekModel, tokenizer: Tokenizer, prompt: str, length: int) -> str:
-    """The prompt and what follows, up to `length` tokens or as many as the model can read."""
-    ids = tokenizer.encode(prompt) or [tokenizer.end_id]
-    length = min(length, model.config.max_position_embeddings - len(ids))
-    out = generate(
-        model, np.array([ids]), length, temperature=0.8, top_p=0.95, stop_tokens=tokenizer.end_id, seed=1
-    )
+    """The prompt, cut where it takes more than half of what the model can read, and `length` tokens at most."""
+    limit = model.config.max_position_embeddings
+    ids = tokenizer.encode(prompt)[: limit // 2] or [tokenizer.end_id]
+    options = {"temperature": 0.8, "top_p": 0.95, "stop_tokens": tokenizer.end_id, "seed": 1}
+    out = generate(model, np.array([ids]), min(length, limit - len(ids)), **options)
     return tokenizer.decode(out[0])
 
 
