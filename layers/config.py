@@ -24,6 +24,7 @@ BY_FAMILY = {
     "routed_scaling_factor": (1.0, 2.5),
     "num_nextn_predict_layers": (0, 1),
 }
+RESOLVED: Any = None  # the default of a field that is settled, and no longer None, once the config exists
 # Left out of a written file while None: readers take the bare presence of these keys for a setting.
 ABSENT_WHEN_NONE = ("quantization_config", "torch_dtype")
 
@@ -72,7 +73,7 @@ class DeepSeekConfig:
     max_position_embeddings: int = 4096
     # attention
     num_attention_heads: int = 128
-    num_key_value_heads: int | None = None  # resolved: as many as heads, one for "mqa"
+    num_key_value_heads: int = RESOLVED  # resolved: as many as heads, one for "mqa"
     q_lora_rank: int | None = 1536  # None: a plain q_proj
     kv_lora_rank: int = 512
     qk_nope_head_dim: int = 128
@@ -91,14 +92,14 @@ class DeepSeekConfig:
     n_routed_experts: int = 256
     n_shared_experts: int = 1
     num_experts_per_tok: int = 8
-    n_group: int | None = None
-    topk_group: int | None = None
-    topk_method: str | None = None
-    scoring_func: str | None = None
-    norm_topk_prob: bool | None = None
-    routed_scaling_factor: float | None = None
+    n_group: int = RESOLVED
+    topk_group: int = RESOLVED
+    topk_method: str = RESOLVED
+    scoring_func: str = RESOLVED
+    norm_topk_prob: bool = RESOLVED
+    routed_scaling_factor: float = RESOLVED
     # the rest
-    num_nextn_predict_layers: int | None = None
+    num_nextn_predict_layers: int = RESOLVED
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
@@ -112,7 +113,7 @@ class DeepSeekConfig:
     def __post_init__(self) -> None:
         family = 0 if self.model_type == "deepseek_v2" else 1
         settle = {name: values[family] for name, values in BY_FAMILY.items() if getattr(self, name) is None}
-        if self.num_key_value_heads is None:
+        if vars(self)["num_key_value_heads"] is None:
             settle["num_key_value_heads"] = 1 if self.attention_kind == "mqa" else self.num_attention_heads
         found = []
         if isinstance(self.rope_scaling, Mapping):

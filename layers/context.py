@@ -1,6 +1,6 @@
 """Context: what all blocks of one pass share, so that a block is a function of its input and this."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Context(NamedTuple):
     cos: Array  # (time, d/2), or (batch, 1, time, d/2) where rows start at different columns
     sin: Array
     first: np.ndarray | None = None  # (batch, time)  the lowest column that a query sees
-    cache: KVCache | LatentCache | None = None
+    cache: Any = None  # a KVCache or a LatentCache, as the attention needs it
     balance: bool = False  # is the balance loss wanted?
 
 

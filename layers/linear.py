@@ -27,12 +27,11 @@ class Linear(Module):
         merged: tuple[tuple[str, int], ...] = (),
     ) -> None:
         self.weight = parameter((outputs, inputs), dtype)
-        if bias:
-            self.bias = parameter((outputs,), dtype)
+        self.bias = parameter((outputs,), dtype) if bias else None
         self.merged = merged
 
     def __call__(self, x: Tensor) -> Tensor:
-        return tg.linear(x, *(leaf for _, leaf in self.children()))
+        return tg.linear(x, self.weight) if self.bias is None else tg.linear(x, self.weight, self.bias)
 
     def published(self, path: str = "") -> Iterator[Part]:
         """The matrix, or those merged into it under their own names."""
@@ -41,8 +40,10 @@ class Linear(Module):
             return
         above, start = path.rstrip(".").rpartition(".")[0], 0
         for name, rows in self.merged:
-            for kind, leaf in self.children():
-                yield Part(f"{above}.{name}.{kind}", leaf, slice(start, start + rows))
+            piece = slice(start, start + rows)
+            yield Part(f"{above}.{name}.weight", self.weight, piece)
+            if self.bias is not None:
+                yield Part(f"{above}.{name}.bias", self.bias, piece)
             start += rows
 
 

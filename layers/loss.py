@@ -12,7 +12,8 @@ import numpy as np
 
 import tinygrad_ds as tg
 from tinygrad_ds import Tensor
-from tinygrad_ds.device import Array, place
+from tinygrad_ds.device import Array, place, to_host
+from tinygrad_ds.tensor import plain
 
 if TYPE_CHECKING:
     from layers.model import DeepSeekModel
@@ -46,7 +47,7 @@ def losses(
     them all. A single number, the targets that count in all, stands for it where all micro-batches ignore the
     same places. Raises ValueError for targets of another shape, none that count, or MTP without modules.
     """
-    ids, targets = np.asarray(ids), np.asarray(targets)
+    ids, targets = to_host(plain(ids)), to_host(plain(targets))
     if targets.shape != ids.shape:
         raise ValueError(f"targets have shape {targets.shape} but ids {ids.shape}: one target for each id")
     if mtp_weight and not model.mtp:
@@ -54,6 +55,7 @@ def losses(
             f"mtp_weight is {mtp_weight} but the model has no MTP modules: set num_nextn_predict_layers, "
             "or mtp_weight to 0"
         )
+    first = None if first is None else np.asarray(first)
     own = count_targets(targets, len(model.mtp))
     if count is None and not own[0]:
         raise ValueError(f"all targets are {IGNORED}, so there is no loss: at least one must count")
@@ -65,7 +67,7 @@ def losses(
     if mtp_weight:
         parts = []
         for k in range(1, len(model.mtp) + 1):
-            began = first if np.ndim(first) < 2 else first[:, : ids.shape[1] - k]
+            began = first if first is None or first.ndim == 1 else first[:, : ids.shape[1] - k]
             entries = h[:, : h.shape[1] - 1]
             h, loss = model.mtp_hidden(k, ids[:, k:], entries, first=began, balance=bool(balance_weight))
             balances.append(loss)

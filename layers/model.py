@@ -22,6 +22,7 @@ from layers.rope import Rotary
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import Array, generator, place, to_host
 from tinygrad_ds.dtypes import dtype as named_dtype
+from tinygrad_ds.tensor import plain
 
 
 class DeepSeekModel(Module):
@@ -60,10 +61,10 @@ class DeepSeekModel(Module):
     def published(self, path: str = "") -> Iterator[Part]:
         """All tensors under their published names; MTP modules are numbered on after the last layer."""
         for name, value in self.children():
-            inner = name if isinstance(value, Linear) else f"model.{name}"
             if isinstance(value, MTPModule):
-                inner = f"model.layers.{value.layer}"
-            yield from value.published(f"{path}{inner}.")
+                name = f"layers.{value.layer}"
+            if isinstance(value, Module):
+                yield from value.published(f"{path}{'' if name == 'lm_head' else 'model.'}{name}.")
 
     def __call__(self, ids: Any, cache: KVCache | LatentCache | None = None, first: Any = None) -> Tensor:
         """ids (batch, time) -> logits (batch, time, vocab). See `hidden` for cache and first."""
@@ -151,7 +152,7 @@ class DeepSeekModel(Module):
 
         Pads before `first` are no part of a length.
         """
-        ids, config = to_host(ids.data if isinstance(ids, Tensor) else ids), self.config
+        ids, config = to_host(plain(ids)), self.config
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"ids are {ids.dtype}{ids.shape} but must be integers of shape (batch, time)")
         pads = int(np.min(first)) if first is not None and np.size(first) else 0
@@ -196,7 +197,7 @@ class DeepSeekModel(Module):
 
     def count_targets(self, targets: Any) -> np.ndarray:
         """What the parts of the loss are divided by; its sum over micro-batches is the `count` of each."""
-        return count_targets(np.asarray(targets), len(self.mtp))
+        return count_targets(to_host(plain(targets)), len(self.mtp))
 
     def new_cache(self, batch: int) -> KVCache | LatentCache:
         """An empty cache for `batch` sequences, for all layers of the trunk."""

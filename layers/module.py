@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_ds import Tensor
-from tinygrad_ds.device import Array, here
+from tinygrad_ds.device import Array, here, namespace
 
 
 class Part(NamedTuple):
@@ -60,7 +60,7 @@ class View(Tensor):
         if self.leaf.grad is None:
             if values is None:
                 return
-            self.leaf.grad = here().zeros_like(self.leaf.data)
+            self.leaf.grad = namespace(self.leaf.data).zeros_like(self.leaf.data)
         self.leaf.grad[self.index] = 0 if values is None else values
 
     @property

@@ -18,7 +18,7 @@ from layers.config import DeepSeekConfig
 from layers.mlp import MLP
 from layers.module import Module, Part, parameter
 from tinygrad_ds import Tensor, settings
-from tinygrad_ds.device import here, namespace
+from tinygrad_ds.device import Array, here, namespace
 
 
 class Router(Module):
@@ -91,7 +91,8 @@ class MoE(Module):
             self.shared_experts = MLP(config.hidden_size, width, dtype)
         self.n_group = config.n_group
         self.load = here().zeros(config.n_routed_experts, dtype=np.int64)
-        self.chosen = self.weights = None
+        self.chosen: Array = None
+        self.weights: Array = None
 
     def __call__(self, x: Tensor, balance: bool = False) -> tuple[Tensor, Tensor]:
         batch, time, hidden = x.shape

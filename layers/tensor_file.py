@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -120,7 +120,8 @@ class Planned(NamedTuple):
 
 def write_file(path: Path, tensors: Iterable[Planned]) -> None:
     """Write a file, holding one tensor in memory at a time; on disk for sure when this returns."""
-    tensors, header, offset = list(tensors), {"__metadata__": {"format": "pt"}}, 0
+    tensors, offset = list(tensors), 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for each in tensors:
         span = [offset, offset + each.nbytes]
         header[each.name] = {"dtype": CODES[each.dtype], "shape": list(each.shape), "data_offsets": span}

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tinygrad_ds.dtypes import dtype as named_dtype
 from tinygrad_ds.dtypes import is_floating
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOAT32 = np.dtype("float32")
 SAVED = ("float64", "float32", "float16", "bfloat16", "fp8")
 FP8_CONFIG = {
     "activation_scheme": "dynamic",
@@ -195,20 +197,22 @@ def planned(model: DeepSeekModel, dtype: str) -> Iterator[Planned]:
     for part in model.published():
         name, shape = part.name, part.data.shape
         if dtype == "fp8" and is_quantised(name):
-            yield Planned(name, E4M3, shape, lambda part=part: quantise(to_host(part.data)))
-            scales = scales_shape(shape)
-            yield Planned(
-                name + SUFFIX, np.dtype("float32"), scales, lambda part=part: block_scales(to_host(part.data))
-            )
-            continue
-        narrow = wide.itemsize < 4 and name.endswith("e_score_correction_bias")  # published in float32
-        kind = np.dtype("float32") if narrow else wide
-        yield Planned(name, kind, shape, lambda part=part, kind=kind: to_host(part.data).astype(kind))
+            yield Planned(name, E4M3, shape, partial(made, part, quantise))
+            yield Planned(name + SUFFIX, FLOAT32, scales_shape(shape), partial(made, part, block_scales))
+        else:
+            narrow = wide.itemsize < 4 and name.endswith("e_score_correction_bias")  # published in float32
+            yield Planned(name, FLOAT32 if narrow else wide, shape, partial(made, part, np.asarray))
+
+
+def made(part: Part, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """A tensor of the model, changed on its way to the file."""
+    return change(to_host(part.data))
 
 
 def cut(tensors: list[Planned], limit: int) -> list[list[Planned]]:
     """Shards of at most `limit` bytes, in order."""
-    shards, filled = [[]], 0
+    shards: list[list[Planned]] = [[]]
+    filled = 0
     for each in tensors:
         if shards[-1] and filled + each.nbytes > limit:
             shards.append([])
