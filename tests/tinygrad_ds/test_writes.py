@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tinygrad_ds as tg
-from tests.tinygrad_ds.test_tape import leaf, register  # noqa: F401 - a fixture
+from tests.tinygrad_ds.test_tape import leaf
 
 
 def assign(x):
