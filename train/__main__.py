@@ -91,7 +91,10 @@ def begin(arguments: list[str], default: Config, program: str) -> None:
         default = Config.load(named.config)
     asked = tyro.cli(Train, args=arguments, default=Train(default), prog=program, description=__doc__)
     if asked.settings.threads is not None:
-        tg.set_threads(asked.settings.threads)
+        try:
+            tg.set_threads(asked.settings.threads)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     if asked.resume:
         run.resume(asked.resume, default, asked.settings, Display())
     else:

@@ -77,7 +77,7 @@ class Samples:
 
 
 def write(model: DeepSeekModel, tokenizer: Tokenizer, prompt: str, length: int) -> str:
-    """The prompt, cut where it takes more than half of what the model can read, and `length` tokens at most."""
+    """The prompt, cut to half of what the model can read, and at most `length` tokens after it."""
     limit = model.config.max_position_embeddings
     ids = tokenizer.encode(prompt)[: limit // 2] or [tokenizer.end_id]
     options = {"temperature": 0.8, "top_p": 0.95, "stop_tokens": tokenizer.end_id, "seed": 1}

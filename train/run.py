@@ -53,7 +53,10 @@ def start(config: Config, display: Display) -> None:
     )
     state = State(total=config.tokens)
     state.phases["text and tokens"] = perf_counter() - began
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}; name another folder by --out") from error
     config.save(folder / "config.toml")
     data.tokenizer.save(folder / "tokenizer.json")
     write_json(folder / "data.json", describe(data))

@@ -142,6 +142,8 @@ BAD_INPUT = {
     "no room for bytes": ("--text {text} --vocab-size 100", "vocab_size is 100"),
     "impossible schedule": ("--batch 0", "batch is 0"),
     "impossible number": ("--tokens 0", "tokens is 0 but must be at least 1"),
+    "impossible threads": ("--threads 0", "threads is 0 but at least 1"),
+    "no folder for the run": ("--text {text} --out {files}/short.txt/run", "cannot be made: Not a directory"),
     "unknown setting": ("--config {files}/wrong.toml", "'tokns'"),
     "missing file": ("--config {files}/none.toml", "does not exist"),
     "no run": ("--resume {files}", "config.toml does not exist"),
@@ -170,7 +172,7 @@ def files(tmp_path_factory):
 def test_bad_input_gets_one_sentence_and_code_2(name, files, text, finished, tmp_path, monkeypatch, capsys):
     arguments, sentence = BAD_INPUT[name]
     arguments = shlex.split(arguments.format(files=files, text=text, finished=finished))
-    if arguments[0] != "generate":
+    if arguments[0] != "generate" and "--out" not in arguments:
         arguments += ["--out", str(tmp_path / "out")]
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert call(*arguments, monkeypatch=monkeypatch) == 2
