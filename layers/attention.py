@@ -18,6 +18,15 @@ from layers.rope import softmax_scale
 from tinygrad_ds import Tensor
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, context: Context) -> Tensor:
+    """Causal attention with heads behind the time, as projections give them.
+
+    q (batch, time, h, d), k (batch, length, n_kv, d), v (batch, length, n_kv, d_v) -> (batch, time, h, d_v).
+    """
+    q, k, v = (each.swapaxes(1, 2) for each in (q, k, v))
+    return tg.attention(q, k, v, scale=scale, first=context.first).swapaxes(1, 2)
+
+
 class GroupedAttention(Module):
     """x (batch, time, hidden) -> y (batch, time, hidden). `layer` is its slot in the cache."""
 
@@ -33,21 +42,17 @@ class GroupedAttention(Module):
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         batch, time, _ = x.shape
-        q = self.rope(self.heads(self.q_proj(x), self.h), context)  # (batch, h, time, d_qk)
-        k = self.rope(self.heads(self.k_proj(x), self.n_kv), context)  # (batch, n_kv, time, d_qk)
-        v = self.heads(self.v_proj(x), self.n_kv)  # (batch, n_kv, time, d_v)
+        q = self.rope(self.q_proj(x).reshape(batch, time, self.h, self.d_qk), context)
+        k = self.rope(self.k_proj(x).reshape(batch, time, self.n_kv, self.d_qk), context)
+        v = self.v_proj(x).reshape(batch, time, self.n_kv, self.d_v)
         if context.cache is not None:
-            k, v = map(Tensor, context.cache.append(self.layer, k.data, v.data))
-        o = tg.attention(q, k, v, scale=self.s, first=context.first)
-        return self.o_proj(o.transpose(0, 2, 1, 3).reshape(batch, time, self.h * self.d_v))
-
-    def heads(self, x: Tensor, count: int) -> Tensor:
-        """(batch, time, count d) -> (batch, count, time, d)."""
-        batch, time, width = x.shape
-        return x.reshape(batch, time, count, width // count).transpose(0, 2, 1, 3)
+            rows = context.cache.append(self.layer, k.data.swapaxes(1, 2), v.data.swapaxes(1, 2))
+            k, v = (Tensor(every.swapaxes(1, 2)) for every in rows)  # (batch, length, n_kv, ..)
+        o = attend(q, k, v, self.s, context)  # (batch, time, h, d_v)
+        return self.o_proj(o.reshape(batch, time, self.h * self.d_v))
 
     def rope(self, x: Tensor, context: Context) -> Tensor:
-        """x (batch, heads, time, d_qk) with its last d_r numbers turned by their positions."""
+        """x (batch, time, heads, d_qk) with its last d_r numbers turned by their positions."""
         nope, turned = tg.split(x, sections=[self.d_n], axis=-1)
         turned = tg.rope(turned, context.cos, context.sin, interleaved=self.interleaved)
         return tg.concatenate([nope, turned], axis=-1)

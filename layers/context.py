@@ -15,7 +15,7 @@ class Context(NamedTuple):
     Columns count from the start of the cache, pads included; positions count from a row's first token.
     """
 
-    cos: Array  # (time, d/2), or (batch, 1, time, d/2) where rows start at different columns
+    cos: Array  # (time, 1, d/2), or (batch, time, 1, d/2) where rows start at different columns
     sin: Array
     first: np.ndarray | None = None  # (batch, time)  the lowest column that a query sees
     cache: Any = None  # a KVCache or a LatentCache, as the attention needs it
@@ -40,7 +40,7 @@ def make_context(
     """
     columns = np.arange(time) + (cache.length if cache is not None else 0)  # (time,)
     if first is None:
-        return Context(*rotary(columns + offset), None, cache, balance)
+        return Context(*rotary(columns[:, None] + offset), None, cache, balance)
     first = np.asarray(first)
     if first.shape not in ((batch,), (batch, time)):
         raise ValueError(
@@ -48,4 +48,4 @@ def make_context(
         )
     first = np.broadcast_to(first if first.ndim == 2 else first[:, None], (batch, time))
     positions = np.maximum(columns - first, 0) + offset  # (batch, time)
-    return Context(*rotary(positions[:, None]), first, cache, balance)
+    return Context(*rotary(positions[..., None]), first, cache, balance)

@@ -18,6 +18,7 @@ so all heads attend to the latents themselves, as in multi-query attention with 
 import numpy as np
 
 import tinygrad_ds as tg
+from layers.attention import attend
 from layers.config import DeepSeekConfig
 from layers.context import Context
 from layers.linear import Linear
@@ -52,16 +53,17 @@ class MLA(Module):
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         batch, time, _ = x.shape
-        q_nope, q_rope = tg.split(self.queries(x), sections=[self.d_n], axis=-1)
+        q_nope, q_rope = tg.split(self.queries(x), sections=[self.d_n], axis=-1)  # (batch, time, h, ..)
         c, k_r = tg.split(self.kv_a_proj_with_mqa(x), sections=[self.r], axis=-1)
-        c_kv = self.kv_a_layernorm(c).reshape(batch, 1, time, self.r)
-        q_rope = self.rope(q_rope, context)  # (batch, h, time, d_r)
-        k_r = self.rope(k_r.reshape(batch, 1, time, self.d_r), context)  # (batch, 1, time, d_r)
+        c_kv = self.kv_a_layernorm(c).reshape(batch, time, 1, self.r)
+        k_r = self.rope(k_r.reshape(batch, time, 1, self.d_r), context)
+        q_rope = self.rope(q_rope, context)
 
-        cache, latent = context.cache, None
-        if cache is not None:
-            latent = Tensor(cache.append(self.layer, tg.concatenate([c_kv, k_r], axis=-1).data))
-        length = time if latent is None else latent.shape[2]
+        latent, length = None, time  # [c_kv | k_r] of all tokens so far, (batch, length, 1, r + d_r)
+        if context.cache is not None:
+            rows = tg.concatenate([c_kv, k_r], axis=-1).data
+            latent = Tensor(context.cache.append(self.layer, rows.swapaxes(1, 2)).swapaxes(1, 2))
+            length = latent.shape[1]
         if (self.form or self.cheaper_form(time, length)) == "absorbed":
             if latent is None:
                 latent = tg.concatenate([c_kv, k_r], axis=-1)
@@ -70,38 +72,38 @@ class MLA(Module):
             if latent is not None:
                 c_kv, k_r = tg.split(latent, sections=[self.r], axis=-1)
             o = self.expanded(q_nope, q_rope, c_kv, k_r, context)
-        return self.o_proj(o.transpose(0, 2, 1, 3).reshape(batch, time, self.h * self.d_v))
+        return self.o_proj(o.reshape(batch, time, self.h * self.d_v))
 
     def queries(self, x: Tensor) -> Tensor:
-        """q (batch, h, time, d_qk) of x (batch, time, hidden)."""
-        batch, time, _ = x.shape
+        """q (batch, time, h, d_qk) of x (batch, time, hidden)."""
         if hasattr(self, "q_proj"):
             q = self.q_proj(x)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        return q.reshape(batch, time, self.h, self.d_n + self.d_r).transpose(0, 2, 1, 3)
+        return q.reshape(*x.shape[:2], self.h, self.d_n + self.d_r)
 
     def rope(self, x: Tensor, context: Context) -> Tensor:
-        """x (batch, heads, time, d_r), turned by its positions."""
+        """x (batch, time, heads, d_r), turned by its positions."""
         return tg.rope(x, context.cos, context.sin, interleaved=self.interleaved)
 
     def expanded(self, q_nope: Tensor, q_rope: Tensor, c_kv: Tensor, k_r: Tensor, context: Context) -> Tensor:
-        """o (batch, h, time, d_v) over the keys and values of c_kv (batch, 1, length, r), k_r (.., d_r)."""
-        batch, _, length, _ = c_kv.shape
-        kv = self.kv_b_proj(c_kv).reshape(batch, length, self.h, self.d_n + self.d_v).transpose(0, 2, 1, 3)
-        k_nope, v = tg.split(kv, sections=[self.d_n], axis=-1)  # (batch, h, length, d_n), (.., d_v)
-        k_r = tg.broadcast_to(k_r, shape=(batch, self.h, length, self.d_r))
-        k = tg.concatenate([k_nope, k_r], axis=-1)  # (batch, h, length, d_qk)
-        q = tg.concatenate([q_nope, q_rope], axis=-1)  # (batch, h, time, d_qk)
-        return tg.attention(q, k, v, scale=self.s, first=context.first)
+        """o (batch, time, h, d_v) over the keys and values of c_kv (batch, length, 1, r), k_r (.., d_r)."""
+        batch, length, _, _ = c_kv.shape
+        kv = self.kv_b_proj(c_kv).reshape(batch, length, self.h, self.d_n + self.d_v)
+        k_nope, v = tg.split(kv, sections=[self.d_n], axis=-1)  # (batch, length, h, d_n), (.., d_v)
+        k_r = tg.broadcast_to(k_r, shape=(batch, length, self.h, self.d_r))
+        k = tg.concatenate([k_nope, k_r], axis=-1)  # (batch, length, h, d_qk)
+        q = tg.concatenate([q_nope, q_rope], axis=-1)  # (batch, time, h, d_qk)
+        return attend(q, k, v, self.s, context)
 
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, context: Context) -> Tensor:
-        """The same o over latent (batch, 1, length, r + d_r) = [c_kv | k_r] itself."""
+        """The same o over latent (batch, length, 1, r + d_r) = [c_kv | k_r] itself."""
         w = self.kv_b_proj.weight.reshape(self.h, self.d_n + self.d_v, self.r)
         w_uk, w_uv = tg.split(w, sections=[self.d_n], axis=1)  # (h, d_n, r), (h, d_v, r)
-        q = tg.concatenate([q_nope @ w_uk, q_rope], axis=-1)  # (batch, h, time, r + d_r)
-        o = tg.attention(q, latent, latent[..., : self.r], scale=self.s, first=context.first)  # (.., r)
-        return o @ w_uv.swapaxes(1, 2)
+        q_lat = (q_nope.swapaxes(1, 2) @ w_uk).swapaxes(1, 2)  # (batch, time, h, r)
+        q = tg.concatenate([q_lat, q_rope], axis=-1)  # (batch, time, h, r + d_r)
+        o_lat = attend(q, latent, latent[..., : self.r], self.s, context)  # (batch, time, h, r)
+        return (o_lat.swapaxes(1, 2) @ w_uv.swapaxes(1, 2)).swapaxes(1, 2)
 
     def cheaper_form(self, time: int, length: int) -> str:
         """The form with fewer products for `time` queries over `length` keys, per head."""

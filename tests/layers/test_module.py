@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 
@@ -89,6 +91,15 @@ def test_a_frozen_leaf_is_not_trained_but_still_published(model):
     assert [part.name for part in model.published()] == published
     backward(model)
     assert model.embed_tokens.weight.grad is None
+
+
+def test_a_copy_shares_nothing(model):
+    """As a reference policy needs it: taken once, then the original moves on."""
+    ids = some_ids(2, 5)
+    other, before = copy.deepcopy(model), model(ids).data
+    for leaf in model.parameters():
+        leaf.data[...] += 1
+    np.testing.assert_array_equal(other(ids).data, before)
 
 
 def test_initial_values_depend_on_seed_and_name_alone():
