@@ -45,8 +45,7 @@ def generate(
     distribution otherwise.
 
     on_token(row, token) is called for every new token, pads excepted, as soon as it stands. stats, if
-    given, counts passes, drafts and acceptances.  Raises ValueError for prompts and settings that cannot
-    be.
+    given, counts passes, drafts and acceptances.  Raises ValueError for prompts or settings that cannot be.
     """
     stops = [stop_tokens] if isinstance(stop_tokens, int | np.integer) else list(stop_tokens)
     if pad_token is None:
@@ -118,7 +117,7 @@ def decode(
         check_finite(logits, rows)
         p, u = sampler.distribution(logits), sampler.numbers(rows.made, logits.shape[1])
         accepted, following = verify(p, drafts, q, u)
-        for row in np.flatnonzero(rows.live):
+        for row in np.flatnonzero(rows.live).tolist():
             useful = min(drafts.shape[1], rows.limit - rows.made[row] - 1)
             said = rows.say(row, [*drafts[row, : accepted[row]].tolist(), int(following[row])])
             stats.count(useful, min(accepted[row], useful, said), said)

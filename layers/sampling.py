@@ -30,11 +30,10 @@ def probabilities(logits: np.ndarray, temperature: float, top_p: float) -> np.nd
 
 
 def nucleus(p: np.ndarray, top_p: float) -> np.ndarray:
-    """p on the smallest set of tokens with mass of at least top_p, 0 elsewhere, made to sum to 1 (Holtzman
-    2019).
+    """p on the smallest set of tokens with mass of at least top_p, 0 elsewhere, made to sum to 1.
 
     The likeliest come first and the lower index of equals: a token stays if those before it have less than
-    top_p.
+    top_p. Holtzman et al. 2019.
     """
     order = np.argsort(-p, axis=-1, kind="stable")
     ranked = np.take_along_axis(p, order, axis=-1)
@@ -47,10 +46,10 @@ def nucleus(p: np.ndarray, top_p: float) -> np.ndarray:
 
 
 def draw(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The token at share u of all weight, going up by index. weights (..., vocab) >= 0, u (...) in [0, 1)
-    -> (...).
+    """The token at share u of all weight, going up by index.
 
-    A token without weight is never drawn, whatever rounding does.
+    weights (..., vocab) >= 0, u (...) in [0, 1) -> (...). A token without weight is never drawn, whatever
+    rounding does.
     """
     reached = np.cumsum(weights, axis=-1)
     total = reached[..., -1:]

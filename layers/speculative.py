@@ -7,9 +7,9 @@ have taken.
     the first that is refused becomes a draw from max(p_j - q_j, 0) / sum, and what follows it is dropped
     if none is refused, one token more is drawn from the trunk's p after the last
 
-A token x comes out with probability min(q, p) + (1 - sum min(q, p)) max(p - q, 0) / sum max(p - q, 0) =
-p(x): the trunk's own distribution, whatever the drafter says. Greedy is the case where p and q have all
-mass on one token.
+A token comes out with probability min(q, p) + (1 - sum min(q, p)) max(p - q, 0) / sum max(p - q, 0). As
+sum min(q, p) + sum max(p - q, 0) = 1, this is min(q, p) + max(p - q, 0) = p: the trunk's own distribution,
+whatever the drafter says. Greedy is the case where p and q have all mass on one token.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import numpy as np
 
 from layers.sampling import ACCEPT, CHOOSE, DRAFT, Sampler, draw
 from tinygrad_ds import Tensor
-from tinygrad_ds.device import Array, namespace, place, to_host
+from tinygrad_ds.device import Array, namespace, to_host
 
 if TYPE_CHECKING:
     from layers.model import DeepSeekModel
@@ -62,8 +62,8 @@ def verify(p: np.ndarray, drafts: np.ndarray, q: np.ndarray, u: np.ndarray) -> t
     """How many drafts of each row stand, and the token that follows them.
 
     p (rows, D + 1, vocab): the trunk's distributions for the drafted tokens and the one after; drafts
-    (rows, D) drawn from q (rows, D, vocab); u (rows, D + 1, 3) -> accepted (rows,) 0 to D, following
-    (rows,).
+    (rows, D) drawn from q (rows, D, vocab); u (rows, D + 1, 3).
+    -> accepted (rows,), 0 to D each, and following (rows,).
     """
     rows, proposed = np.arange(len(drafts)), drafts.shape[1]
     p_d = np.take_along_axis(p[:, :proposed], drafts[..., None], axis=-1)[..., 0]  # (rows, D)
@@ -80,11 +80,11 @@ def verify(p: np.ndarray, drafts: np.ndarray, q: np.ndarray, u: np.ndarray) -> t
 
 
 class Drafter:
-    """The MTP modules with their caches, kept in step with the trunk's: column c of each reads the token of
-    column c + 1.
+    """The MTP modules with their caches, kept in step with the trunk's.
 
     Module k (from 1) has entry i, which joins h^{k-1}_i with token i + k, in column first + k - 1 + i. So
-    all caches have the trunk's length, and what a module reads at a column is h^{k-1} of the column before.
+    in column c every module reads the token of column c + 1, and modules after the first the state that
+    the one before made in column c - 1; and all caches have the trunk's length.
     """
 
     def __init__(self, model: "DeepSeekModel", batch: int) -> None:
@@ -107,8 +107,8 @@ class Drafter:
 
         h (batch, m, hidden) of the trunk's new columns and tokens (batch, m) of the columns after them, of
         which known[row] stand, the last one just drawn; the rest of a shorter row has no meaning. first
-        (batch,): where rows begin; made (batch,): how many new tokens they have. -> drafts (batch, count),
-        the distributions that they were drawn from (batch, count, vocab).
+        (batch,): where rows begin; made (batch,): how many new tokens they have.
+        -> drafts (batch, count), and the distributions (batch, count, vocab) that they were drawn from.
         """
         rows, m = np.arange(len(tokens)), h.shape[1]
         xp, u = namespace(h), sampler.numbers(made, count)
@@ -116,7 +116,7 @@ class Drafter:
         for k, cache in enumerate(self.caches[:count], start=1):
             start = cache.length
             if k > 1:
-                h = xp.concatenate([place(self.carried[k - 2]), h], axis=1)  # (batch, m + k - 1, hidden)
+                h = xp.concatenate([xp.asarray(self.carried[k - 2]), h], axis=1)  # (batch, m + k - 1, hidden)
                 self.carried[k - 2] = h[rows, known][:, None]
                 tokens = np.pad(tokens, ((0, 0), (0, 1)))
                 tokens[rows, known + k - 2] = drafts[-1]
