@@ -9,6 +9,7 @@ x.grad                                    # array([2., 4.])
 from tinygrad_ds.runtime import set_threads  # isort: skip - before NumPy and BLAS load
 from tinygrad_ds.deferred import defer_weight_gradients
 from tinygrad_ds.gradient_check import gradcheck
+from tinygrad_ds.observation import Profile, observe
 from tinygrad_ds.ops.activation import gelu, log_softmax, relu, sigmoid, silu, softmax, swiglu
 from tinygrad_ds.ops.attention import attention
 from tinygrad_ds.ops.elementwise import (
@@ -55,10 +56,12 @@ from tinygrad_ds.settings import no_grad, using
 from tinygrad_ds.tensor import Tensor
 
 __all__ = [
+    "Profile",
     "Tensor",
     "defer_weight_gradients",
     "gradcheck",
     "no_grad",
+    "observe",
     "primitives",
     "recompute",
     "set_threads",

@@ -17,6 +17,7 @@ the reference runs.
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from time import perf_counter
 from typing import Any
 
 from tinygrad_ds import settings, tape
@@ -119,7 +120,11 @@ class Primitive:
         """Call with Tensors, arrays and numbers; returns Tensors, on the tape if a gradient is wanted."""
         given, options = self._bind(args, options)
         arrays = _as_arrays(given)
+        observer = settings.current().observer
+        began = perf_counter() if observer else 0.0
         pair, (result, saved) = self._run(arrays, options)
+        if observer:
+            observer.forward(pair, arrays, result, saved, perf_counter() - began)
         outputs = _wrap(result, arrays, given)
         inputs = [arg if isinstance(arg, Node) else None for arg in given]
         wanted = any(node is not None and node.requires_grad for node in inputs)

@@ -18,13 +18,18 @@ CHOICES = {"kernels": ("fused", "reference"), "device": ("cpu", "cuda")}
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings in force. `deferred` is the queue of `defer_weight_gradients`, where one is open."""
+    """The settings in force.
+
+    `deferred` is the queue of `defer_weight_gradients`, where one is open; `observer` is told of every call
+    (see observation.py).
+    """
 
     kernels: str = "fused"
     device: str = "cpu"
     detect_anomaly: bool = False
     recording: bool = True
     deferred: Any = None
+    observer: Any = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

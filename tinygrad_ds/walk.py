@@ -4,6 +4,7 @@ Every record has all its gradients when its turn comes, for what used its output
 """
 
 import heapq
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from tinygrad_ds import settings
@@ -54,7 +55,11 @@ def backward(seeds: list[tuple[Node, Array]], *, keep_saved: bool = False, since
         for index, reference in entry.retained.items():
             if (kept := reference()) is not None and grads[index] is not None:
                 accumulate(kept, grads[index], False)
+        observer = settings.current().observer
+        began = perf_counter() if observer else 0.0
         given = _run(entry, tuple(grads) if entry.several else grads[0])
+        if observer:
+            observer.backward(entry, grads, given, perf_counter() - began)
         held = [*grads, *arrays_in(entry.saved), *given]
         edges = entry.edges
         if not keep_saved:
