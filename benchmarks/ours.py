@@ -1,0 +1,58 @@
+"""This project as a contender."""
+
+import platform
+from typing import Any
+
+import numpy as np
+
+import tinygrad_ds as tg
+from layers import DeepSeekConfig, DeepSeekModel, generate
+from train import AdamW, clip_grad_norm
+
+
+class Ours:
+    """The model of benchmarks/config.json, trained and sampled with our kernels."""
+
+    def __init__(self, config: dict[str, Any], kernels: str) -> None:
+        self.config = DeepSeekConfig.from_dict(config)
+        self.kernels = kernels
+        self.model = None
+        self.rng = np.random.default_rng(0)
+
+    def versions(self) -> dict[str, str]:
+        """What the figures depend on."""
+        import numba
+
+        return {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__}
+
+    def build(self) -> None:
+        """The model and its optimizer."""
+        self.model = DeepSeekModel(self.config, seed=0)
+        self.optimizer = AdamW(self.model, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def train(self, batch: int, time: int) -> dict[str, float]:
+        """One step: forward, backward, clipping, AdamW."""
+        ids = self.rng.integers(0, self.config.vocab_size, (batch, time + 1))
+        with tg.using(kernels=self.kernels):
+            loss = self.model.loss(ids[:, :-1], ids[:, 1:])
+            loss.backward()
+            clip_grad_norm(self.model, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return {"loss": loss.item()}
+
+    def decode(self, batch: int, context: int, new: int) -> dict[str, float]:
+        """Seconds per step of decoding `new` tokens greedily behind a prompt of `context` tokens."""
+        import time
+
+        ids = self.rng.integers(0, self.config.vocab_size, (batch, context))
+        clock: list[float] = []
+        with tg.using(kernels=self.kernels):
+            generate(
+                self.model,
+                ids,
+                max_new_tokens=new + 1,
+                temperature=0.0,
+                on_token=lambda *_: clock.append(time.perf_counter()),
+            )
+        return {"seconds_per_step": (clock[-1] - clock[0]) / (len(clock) - 1)}
