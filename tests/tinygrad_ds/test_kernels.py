@@ -15,7 +15,8 @@ import tinygrad_ds as tg
 from tests.tinygrad_ds.test_registry import close, same_arrays
 from tinygrad_ds.kernels.cpu import optimizer
 from tinygrad_ds.kernels.cpu.arithmetic import exp, largest
-from tinygrad_ds.kernels.cpu.common import PARALLEL_FROM, Kernel, contiguous
+from tinygrad_ds.kernels.cpu.common import PARALLEL_FROM, Kernel
+from tinygrad_ds.kernels.cpu.layout import contiguous
 from tinygrad_ds.kernels.table import TWINS
 
 ROWS, WIDTH = 350, 257  # odd, and more entries than PARALLEL_FROM

@@ -2,13 +2,16 @@
 
 TWINS: dict[str, dict[str, str]] = {
     "cpu": {
+        "concatenate": "shape",
+        "attention": "attention",
         "cross_entropy": "loss",
         "embedding": "indexing",
         "log_softmax": "activation",
         "rmsnorm": "norm",
         "rope": "rope",
         "softmax": "activation",
-        "swiglu": "activation",
+        "split": "shape",
+        "swiglu": "swiglu",
     },
     "cuda": {},
 }

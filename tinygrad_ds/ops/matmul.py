@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tinygrad_ds.device import Array, namespace
+from tinygrad_ds.dtypes import result_type
 from tinygrad_ds.ops.broadcast import fit, sum_to
 from tinygrad_ds.primitive import primitive
 
@@ -30,7 +31,7 @@ def matmul(a, b):
     shape (k,) as a column, and the axis of size 1 is dropped from y again. ValueError where the k of both
     differ.
     """
-    return namespace(a).matmul(a, b), MatmulSaved(a, b)
+    return _in_dtype_of((a, b), namespace(a).matmul(a, b)), MatmulSaved(a, b)
 
 
 @matmul.backward_input
@@ -69,6 +70,11 @@ def _as_matrices(a: Array, b: Array, g: Array) -> tuple[Array, Array, Array]:
     return a, b, g
 
 
+def _in_dtype_of(arrays: tuple[Array, ...], y: Array) -> Array:
+    """y in the dtype of its operands: NumPy multiplies matrices of bfloat16 into float32."""
+    return y.astype(result_type(list(arrays), []), copy=False)
+
+
 def _rows(array: Array) -> Array:
     """All vectors of the last axis as the rows of one matrix: (..., d) -> (rows, d)."""
     return array.reshape(prod(array.shape[:-1]), array.shape[-1])
@@ -95,7 +101,7 @@ def linear(x, weight, bias=None):
     y = (_rows(x) @ weight.T).reshape(*x.shape[:-1], weight.shape[0])
     if bias is not None:
         y = y + bias
-    return y, LinearSaved(x, weight, bias)
+    return _in_dtype_of((x, weight), y), LinearSaved(x, weight, bias)
 
 
 @linear.backward_input
@@ -138,7 +144,7 @@ def einsum(*arrays, subscripts):
     do not match.
     """
     terms, result = _spell_out(subscripts, arrays)
-    y = _contract(terms, result, arrays)
+    y = _in_dtype_of(arrays, _contract(terms, result, arrays))
     return y, EinsumSaved(arrays, terms, result)
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from tinygrad_ds.device import Array, namespace
-from tinygrad_ds.ops.broadcast import sum_to
+from tinygrad_ds.ops.broadcast import fit
 from tinygrad_ds.primitive import primitive
 
 
@@ -24,7 +24,7 @@ def rmsnorm(x, weight, *, eps=1e-6):
     """
     xp = namespace(x)
     r = 1 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
-    x_hat = x * r
+    x_hat = (x * r).astype(x.dtype, copy=False)
     return x_hat * weight, RMSNormSaved(x_hat, r, weight)
 
 
@@ -44,5 +44,4 @@ def rmsnorm_backward(saved, g):
     x_hat, r, weight = saved
     h = g * weight
     grad_x = r * (h - x_hat * (h * x_hat).mean(axis=-1, keepdims=True))
-    grad_weight = sum_to(g * x_hat, weight.shape)
-    return grad_x, grad_weight
+    return fit(grad_x, x_hat), fit(g * x_hat, weight)

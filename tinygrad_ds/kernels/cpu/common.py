@@ -12,8 +12,9 @@ compiles for float32 and float64 (T) when first called with one, keeps the machi
 through `progress.listener`. Literals in a kernel are cast to T: a bare `2.0` would make it float64.
 """
 
-import hashlib
+import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -37,10 +38,6 @@ FASTMATH = {"reassoc", "contract"}
 # kernel keeps all cores busy, so others lose nothing by waiting their turn, whichever layer there is.
 _one_at_a_time = threading.Lock()
 
-# Numba keeps machine code until the kernel's own file changes. This stands for what else is compiled into it.
-_HERE = Path(__file__).parent
-_VERSION = hashlib.sha256(b"".join((_HERE / f"{n}.py").read_bytes() for n in ("common", "arithmetic")))
-
 
 class Kernel:
     """A function compiled on its first call, for each dtype, and for one thread or many."""
@@ -62,9 +59,10 @@ class Kernel:
     def _compile(self, dtype: np.dtype, parallel: bool) -> Callable:
         """The machine code for one dtype, from disk or made now.
 
-        Numba tells what it keeps on disk apart by the function's name, so each form gets a name of its own.
+        On disk numba tells forms apart by the function's name and keeps them until the function's own file
+        changes. So each form gets a name of its own, which also stands for the files of what it calls.
         """
-        name = f"{self.function.__name__}_{'parallel' if parallel else 'serial'}_{_VERSION.hexdigest()[:8]}"
+        name = f"{self.function.__name__}_{'parallel' if parallel else 'serial'}_{_version(self.function)}"
         form = FunctionType(self.function.__code__, self.function.__globals__, name)
         form.__qualname__, form.__module__ = name, self.function.__module__
         make = numba.njit(
@@ -78,6 +76,13 @@ class Kernel:
             compiled = make(form)
         (self._parallel if parallel else self._serial)[dtype] = compiled
         return compiled
+
+
+def _version(function: FunctionType) -> str:
+    """A checksum of the files in this folder that `function` uses something from."""
+    modules = {getattr(value, "__module__", None) or "" for value in function.__globals__.values()}
+    files = [sys.modules[name].__file__ for name in sorted(modules) if name.startswith(__package__)]
+    return f"{zlib.crc32(b''.join(Path(file).read_bytes() for file in files)):08x}"
 
 
 class _Announcement(event.Listener):
@@ -109,14 +114,3 @@ def share(part, count):
 def covered(*arrays: np.ndarray) -> bool:
     """Whether there are kernels for these arrays: all float32, or all float64."""
     return {array.dtype for array in arrays} in _KINDS
-
-
-def contiguous(array: np.ndarray) -> np.ndarray:
-    """`array`, copied if a kernel cannot take it as it is: strided, read-only or unaligned."""
-    return array if array.flags.carray else np.array(array, order="C")
-
-
-def as_rows(array: np.ndarray) -> np.ndarray:
-    """The vectors of the last axis as the rows of a contiguous matrix: (..., d) -> (rows, d)."""
-    d = array.shape[-1]
-    return contiguous(array).reshape(array.size // d if d else 0, d)

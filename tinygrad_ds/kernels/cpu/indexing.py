@@ -8,7 +8,8 @@ which NumPy does as well as anyone: it is the reference's.
 import numpy as np
 from numba import prange
 
-from tinygrad_ds.kernels.cpu.common import PARTS, as_rows, contiguous, covered, kernel, share
+from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
+from tinygrad_ds.kernels.cpu.layout import as_rows, contiguous
 from tinygrad_ds.ops import indexing
 
 

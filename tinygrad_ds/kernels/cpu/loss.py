@@ -12,7 +12,8 @@ import numpy as np
 from numba import prange
 
 from tinygrad_ds.kernels.cpu.arithmetic import exp, largest
-from tinygrad_ds.kernels.cpu.common import PARTS, as_rows, contiguous, covered, kernel, share
+from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
+from tinygrad_ds.kernels.cpu.layout import as_rows, contiguous
 from tinygrad_ds.ops.loss import check_targets
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from tinygrad_ds.kernels.cpu.common import PARTS, as_rows, contiguous, covered, kernel, share
+from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
+from tinygrad_ds.kernels.cpu.layout import as_rows, contiguous
 
 
 class RMSNormSaved(NamedTuple):

@@ -9,7 +9,8 @@ threads.
 import numpy as np
 from numba import prange
 
-from tinygrad_ds.kernels.cpu.common import PARTS, contiguous, covered, kernel, share
+from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
+from tinygrad_ds.kernels.cpu.layout import contiguous
 
 BLOCK = 4096
 

@@ -1,8 +1,8 @@
-"""Rotary position embedding, fused: a copy of x is turned in place, pair by pair, each row once.
+"""Rotary position embedding, fused: every pair of x is read, turned and written once.
 
-NumPy makes the copy, which takes any layout (queries come as a slice of a wider array). cos and sin are not
-repeated along the axes that share them: `steps` says how far their row moves along each leading axis of x,
-and 0 stands for a shared one. Backward is the same turn the other way.
+x is read where it lies, since queries come as a slice of a wider array. cos and sin are not repeated along
+the axes that share them: there the step from one of their rows to the next is 0. Backward is the same turn
+the other way.
 """
 
 from math import prod
@@ -11,26 +11,25 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from tinygrad_ds.kernels.cpu.common import PARTS, as_rows, covered, kernel, share
+from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
+from tinygrad_ds.kernels.cpu.layout import contiguous, layout, row_start, spread
 
 
 class RopeSaved(NamedTuple):
-    """The angles as rows, and their steps along three leading axes of x."""
+    """The angles, and where the row for each row of x starts."""
 
-    cos: np.ndarray  # (angles, d/2)
-    sin: np.ndarray  # (angles, d/2)
-    steps: tuple[int, int, int]
+    cos: np.ndarray
+    sin: np.ndarray
+    layout: np.ndarray
     interleaved: bool
 
 
 def rope(x, cos, sin, *, interleaved=True):
     if not covered(x, cos, sin) or not _fits(x, cos, sin):
         return NotImplemented
-    steps = tuple(
-        0 if size == 1 else prod(cos.shape[axis + 1 : -1]) for axis, size in enumerate(cos.shape[:-1])
-    )
-    steps = (0,) * (3 - len(steps)) + steps
-    saved = RopeSaved(as_rows(cos), as_rows(sin), steps, bool(interleaved))
+    steps = [0 if size == 1 else prod(cos.shape[axis + 1 :]) for axis, size in enumerate(cos.shape[:-1])]
+    angles = (contiguous(array).reshape(-1) for array in (cos, sin))
+    saved = RopeSaved(*angles, layout(x.shape, steps), bool(interleaved))
     return _turned(x, saved, 1), saved
 
 
@@ -47,25 +46,24 @@ def _fits(x, cos, sin):
 
 
 def _turned(x, saved, direction):
-    y = np.array(x, order="C")
-    second, third = ((1, 1) + x.shape[:-1])[-2:]
-    _turn(as_rows(y), saved.cos, saved.sin, direction, second, third, *saved.steps, saved.interleaved)
+    y = np.empty(x.shape, x.dtype)
+    _turn(y.reshape(-1), x.shape[-1], *spread(x), *saved[:3], direction, saved.interleaved)
     return y
 
 
-@kernel("(T[:, ::1], T[:, ::1], T[:, ::1], T, int64, int64, int64, int64, int64, boolean)")
-def _turn(y, cos, sin, direction, second, third, step1, step2, step3, interleaved):
-    half = y.shape[1] // 2
+@kernel("(T[::1], int64, T[::1], int64[::1], T[::1], T[::1], int64[::1], T, boolean)")
+def _turn(y, d, x, x_layout, cos, sin, angle_layout, direction, interleaved):
+    half, count = d // 2, y.size // max(d, 1)
     for part in prange(PARTS):
-        for n in range(share(part, len(y)), share(part + 1, len(y))):
-            m = n // (second * third) * step1 + n // third % second * step2 + n % third * step3
+        for n in range(share(part, count), share(part + 1, count)):
+            x_at, angle_at = row_start(n, x_layout), row_start(n, angle_layout)
+            x_n, y_n = x[x_at : x_at + d], y[n * d : n * d + d]
+            cos_n, sin_n = cos[angle_at : angle_at + half], sin[angle_at : angle_at + half]
             if interleaved:
                 for j in range(half):
-                    a, b = y[n, 2 * j], y[n, 2 * j + 1]
-                    c, s = cos[m, j], sin[m, j] * direction
-                    y[n, 2 * j], y[n, 2 * j + 1] = a * c - b * s, a * s + b * c
+                    a, b, c, s = x_n[2 * j], x_n[2 * j + 1], cos_n[j], sin_n[j] * direction
+                    y_n[2 * j], y_n[2 * j + 1] = a * c - b * s, a * s + b * c
             else:
                 for j in range(half):
-                    a, b = y[n, j], y[n, half + j]
-                    c, s = cos[m, j], sin[m, j] * direction
-                    y[n, j], y[n, half + j] = a * c - b * s, a * s + b * c
+                    a, b, c, s = x_n[j], x_n[half + j], cos_n[j], sin_n[j] * direction
+                    y_n[j], y_n[half + j] = a * c - b * s, a * s + b * c
