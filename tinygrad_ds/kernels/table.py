@@ -2,8 +2,8 @@
 
 TWINS: dict[str, dict[str, str]] = {
     "cpu": {
-        "concatenate": "shape",
         "attention": "attention",
+        "concatenate": "shape",
         "cross_entropy": "loss",
         "embedding": "indexing",
         "log_softmax": "activation",
