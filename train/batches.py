@@ -71,7 +71,7 @@ class Tokens:
 
 
 def tokenize(documents: Sequence[str], tokenizer: Tokenizer) -> Tokens:
-    """All documents as ids; cached on disk, since 5 MB take 2 to 4 s."""
+    """All documents as ids; cached on disk, since 5 MB take 4 to 6 s of one core."""
 
     def make() -> bytes:
         rows = tokenizer.encode_batch(documents)

@@ -73,7 +73,7 @@ def topics() -> list[str]:
 
 
 def collect_docstrings(say: Callable[[str], None]) -> list[str]:
-    """All of the default text, in a fixed order, duplicates not yet dropped. Takes 5 to 8 s on one core.
+    """All of the default text, in a fixed order, duplicates not yet dropped. Takes 8 to 9 s on one core.
 
     `say` is told what is being read.
     """
