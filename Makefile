@@ -51,8 +51,8 @@ lint: $(INSTALLED)  ## style, formatting, directions of imports, types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## speed and memory beside peers and the limits of this machine
-	$(BIN)/python -m benchmarks
+bench: $(ORACLE)/.installed  ## speed and memory beside peers and the limits of this machine
+	$(ORACLE)/bin/python -m benchmarks
 
 $(ORACLE)/.installed: $(SOURCES)
 	@echo "setting up $(ORACLE) with torch and transformers (once, some minutes)"

@@ -1,8 +1,8 @@
 """Hugging Face transformers' DeepseekV3ForCausalLM in PyTorch, with its fastest settings for this machine.
 
-Tried at batch 8 x 256 on two cores: attention "sdpa" and "eager", experts "grouped_mm", "batched_mm" and "eager", AdamW
-fused, foreach and plain. The fastest of each is taken. Decoding is a loop of our own around the model with its own
-cache, in inference mode, which costs less than `generate`.
+Tried at batch 8 x 256 on two cores: attention "sdpa" and "eager", experts "grouped_mm", "batched_mm" and
+"eager", AdamW fused, foreach and plain. The fastest of each is taken. Decoding is a loop of our own around
+the model with its own cache, in inference mode, which costs less than `generate`.
 """
 
 import time
