@@ -46,6 +46,6 @@ def make_context(
         raise ValueError(
             f"first has shape {first.shape} but must be {(batch,)} or {(batch, time)}: a column each"
         )
-    first = np.broadcast_to(first if first.ndim == 2 else first[:, None], (batch, time))
+    first = np.array(np.broadcast_to(first if first.ndim == 2 else first[:, None], (batch, time)))
     positions = np.maximum(columns - first, 0) + offset  # (batch, time)
     return Context(*rotary(positions[..., None]), first, cache, balance)

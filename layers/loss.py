@@ -75,7 +75,7 @@ def losses(
         mtp = added(parts) / len(parts)
         total = total + mtp_weight * mtp
     if balance_weight:
-        balance = added(balances) * (len(ids) / max(over[-1], 1e-300))
+        balance = added(balances) * (len(ids) / over[-1])
         total = total + balance_weight * balance
     return Losses(total, main, mtp, balance)
 

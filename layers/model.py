@@ -98,7 +98,7 @@ class DeepSeekModel(Module):
         balance: bool = False,
     ) -> tuple[Tensor, list[Tensor]]:
         """`hidden`, recorded if recording is on, and the balance loss of every block."""
-        ids = self.checked(ids, 0 if cache is None else cache.length, first)
+        ids = self.checked(ids)
         context = make_context(self.rotary, *ids.shape, first=first, cache=cache, balance=balance)
         x = self.embed_tokens(place(ids))
         states = [] if states is None else states
@@ -131,7 +131,7 @@ class DeepSeekModel(Module):
         The first is 1. `head` of it predicts t_{i+k+1}. cache: one of `new_mtp_caches`; column i of it is
         entry i.
         """
-        ids = self.checked(ids, 0 if cache is None else cache.length, first)
+        ids = self.checked(ids)
         context = make_context(
             self.rotary, *ids.shape, first=first, cache=cache, balance=balance, offset=depth
         )
@@ -147,26 +147,14 @@ class DeepSeekModel(Module):
             return tg.linear(h, self.embed_tokens.weight)
         return self.lm_head(h)
 
-    def checked(self, ids: Any, columns_before: int, first: Any = None) -> np.ndarray:
-        """ids as an array (batch, time). Raises ValueError for a shape, a length or an id that cannot be.
-
-        Pads before `first` are no part of a length.
-        """
-        ids, config = to_host(plain(ids)), self.config
+    def checked(self, ids: Any) -> np.ndarray:
+        """ids as an array (batch, time). Raises ValueError for a shape or an id that cannot be."""
+        ids, vocab = to_host(plain(ids)), self.config.vocab_size
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"ids are {ids.dtype}{ids.shape} but must be integers of shape (batch, time)")
-        pads = int(np.min(first)) if first is not None and np.size(first) else 0
-        end = columns_before + ids.shape[1] - pads
-        if end > config.max_position_embeddings:
-            raise ValueError(
-                f"the sequence has {end} tokens but max_position_embeddings is "
-                f"{config.max_position_embeddings}: shorten it, or extend the context by YaRN"
-            )
-        if ids.size and not 0 <= ids.min() <= ids.max() < config.vocab_size:
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocab:
             wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise ValueError(
-                f"ids hold {wrong} but vocab_size is {config.vocab_size}: 0 to {config.vocab_size - 1}"
-            )
+            raise ValueError(f"ids hold {wrong} but vocab_size is {vocab}: 0 to {vocab - 1}")
         return ids
 
     def loss(

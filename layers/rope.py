@@ -64,10 +64,16 @@ class Rotary:
     def __init__(self, config: DeepSeekConfig, dtype: np.dtype) -> None:
         self.frequencies = frequencies(config)  # (d/2,)
         self.scale = rotation_scale(config)
-        self.dtype = dtype
+        self.dtype, self.longest = dtype, config.max_position_embeddings
 
-    def __call__(self, positions: Array) -> tuple[Array, Array]:
-        """positions (...) integers -> cos, sin (..., d/2)."""
-        angles = np.asarray(positions, dtype=np.float64)[..., None] * self.frequencies  # (..., d/2)
+    def __call__(self, positions: np.ndarray) -> tuple[Array, Array]:
+        """positions (...) integers -> cos, sin (..., d/2). ValueError for a position beyond the longest."""
+        end = int(np.max(positions, initial=-1)) + 1
+        if end > self.longest:
+            raise ValueError(
+                f"the sequence has {end} tokens but max_position_embeddings is {self.longest}: shorten it, "
+                "or extend the context by YaRN"
+            )
+        angles = positions[..., None].astype(np.float64) * self.frequencies  # (..., d/2)
         cos, sin = np.cos(angles) * self.scale, np.sin(angles) * self.scale
         return place(cos, dtype=self.dtype), place(sin, dtype=self.dtype)
