@@ -101,16 +101,17 @@ class DeepSeekModel(Module):
         ids = self.checked(ids)
         context = make_context(self.rotary, *ids.shape, first=first, cache=cache, balance=balance)
         x = self.embed_tokens(place(ids))
-        states = [] if states is None else states
-        states.append(x)
         balances = []
         for block in self.layers:
+            if states is not None:
+                states.append(x)
             if self.recompute:
                 x, loss = tg.recompute(lambda x, block=block: block(x, context), x)
             else:
                 x, loss = block(x, context)
-            states.append(x)
             balances.append(loss)
+        if states is not None:
+            states.append(x)
         if cache is not None:
             cache.advance(ids.shape[1])
         return self.norm(x), balances
@@ -125,11 +126,9 @@ class DeepSeekModel(Module):
         first: Any = None,
         balance: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """h^k of MTP module k = depth, from ids t_{i+k} (batch, time) and h = h^{k-1}_i (batch, time,
-        hidden).
+        """h^k of MTP module k = depth, counted from 1: ids t_{i+k} (batch, time), h = h^{k-1}_i (.., hidden).
 
-        The first is 1. `head` of it predicts t_{i+k+1}. cache: one of `new_mtp_caches`; column i of it is
-        entry i.
+        `head` of it predicts t_{i+k+1}. cache: one of `new_mtp_caches`; column i of it is entry i.
         """
         ids = self.checked(ids)
         context = make_context(

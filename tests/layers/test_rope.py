@@ -94,7 +94,9 @@ def test_scales_of_published_models():
     st.sampled_from([{}, YARN]),
 )
 def test_scores_depend_on_the_distance_alone(i, j, shift, interleaved, scaling):
-    config = tiny(qk_rope_head_dim=8, **({"rope_scaling": scaling} if scaling else {}))
+    config = tiny(
+        qk_rope_head_dim=8, max_position_embeddings=4096, **({"rope_scaling": scaling} if scaling else {})
+    )
     rotary, rng = Rotary(config, np.dtype("float64")), np.random.default_rng(i)
     q, k = rng.normal(size=(2, 1, 8))
 
@@ -110,8 +112,16 @@ def test_scores_depend_on_the_distance_alone(i, j, shift, interleaved, scaling):
 
 def test_angles_are_exact_far_out():
     """Computed in float64 before the cast: at position 163839 float32 angles would be off by a hundredth."""
-    config = tiny(qk_rope_head_dim=4)
+    config = tiny(qk_rope_head_dim=4, max_position_embeddings=163840)
     cos, sin = Rotary(config, np.dtype("float32"))(np.array([163839]))
     assert cos.dtype == np.float32
     angle = 163839 * np.array([1.0, 0.01])
     np.testing.assert_allclose([cos[0], sin[0]], [np.cos(angle), np.sin(angle)], rtol=1e-6)
+
+
+def test_positions_beyond_the_longest_sequence_are_refused():
+    rotary = Rotary(tiny(max_position_embeddings=8), np.dtype("float32"))
+    rotary(np.array([[0], [7]]))
+    rotary(np.zeros((0, 1), int))
+    with pytest.raises(ValueError, match="has 9 tokens but max_position_embeddings is 8: shorten it"):
+        rotary(np.array([[3], [8]]))
