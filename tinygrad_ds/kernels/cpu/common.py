@@ -111,6 +111,12 @@ def share(part, count):
     return part * count // PARTS
 
 
+@numba.njit
+def share_of_entries(part, count):
+    """The same for single entries. The cuts are at multiples of 64, so that few are left over by vectors."""
+    return min(share(part, (count + 63) // 64) * 64, count)
+
+
 def covered(*arrays: np.ndarray) -> bool:
     """Whether there are kernels for these arrays: all float32, or all float64."""
     return {array.dtype for array in arrays} in _KINDS

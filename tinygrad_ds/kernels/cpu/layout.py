@@ -34,6 +34,8 @@ class Spread(NamedTuple):
 
 def spread(array: np.ndarray) -> Spread:
     """The rows of `array`, of one to four axes, where they lie; copied if that is not possible."""
+    if array.ndim == 1:
+        return Spread(contiguous(array), ONE_ROW)
     if array.flags.carray or not _in_pieces(array):
         array = contiguous(array)
         memory = array.reshape(-1)
@@ -42,6 +44,10 @@ def spread(array: np.ndarray) -> Spread:
         offset = _address(array) - _address(owner(array))
         memory = np.ndarray((length,), array.dtype, owner(array), offset)
     return Spread(memory, layout(array.shape, [step // array.itemsize for step in array.strides[:-1]]))
+
+
+# A vector, seen as its only row.
+ONE_ROW = np.array([1, 1, 0, 0, 0], dtype=np.int64)
 
 
 def layout(shape: tuple[int, ...], steps: list[int]) -> np.ndarray:
@@ -56,7 +62,10 @@ def layout(shape: tuple[int, ...], steps: list[int]) -> np.ndarray:
 
 @numba.njit
 def row_start(n, layout):
-    """Where row n of an array begins in its memory, counting rows in the order of the array's indices."""
+    """Where row n of an array begins in its memory, counting rows in the order of the array's indices.
+
+    Until the end of the third axis, which has layout[1] rows, each next row begins layout[4] entries further.
+    """
     second, third = layout[0], layout[1]
     return n // (second * third) * layout[2] + n // third % second * layout[3] + n % third * layout[4]
 

@@ -9,7 +9,7 @@ threads.
 import numpy as np
 from numba import prange
 
-from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
+from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share, share_of_entries
 from tinygrad_ds.kernels.cpu.layout import contiguous
 
 BLOCK = 4096
@@ -72,7 +72,7 @@ def sum_of_squares(array: np.ndarray) -> float:
 @kernel("(T[::1], T[::1], T[::1], T[::1], T, T, T, T, T, T, T, T, T)")
 def _adamw_step(parameter, grad, m, v, beta1, rest1, beta2, rest2, keep, rate, correction, eps, scale):
     for part in prange(PARTS):
-        start, stop = share(part, parameter.size), share(part + 1, parameter.size)
+        start, stop = share_of_entries(part, parameter.size), share_of_entries(part + 1, parameter.size)
         p_p, g_p, m_p, v_p = parameter[start:stop], grad[start:stop], m[start:stop], v[start:stop]
         for i in range(stop - start):
             g = g_p[i] * scale

@@ -53,17 +53,20 @@ def _turned(x, saved, direction):
 
 @kernel("(T[::1], int64, T[::1], int64[::1], T[::1], T[::1], int64[::1], T, boolean)")
 def _turn(y, d, x, x_layout, cos, sin, angle_layout, direction, interleaved):
-    half, count = d // 2, y.size // max(d, 1)
+    half, count, inner = d // 2, y.size // max(d, 1), x_layout[1]
     for part in prange(PARTS):
-        for n in range(share(part, count), share(part + 1, count)):
+        n, stop = share(part, count), share(part + 1, count)
+        while n < stop:
             x_at, angle_at = row_start(n, x_layout), row_start(n, angle_layout)
-            x_n, y_n = x[x_at : x_at + d], y[n * d : n * d + d]
-            cos_n, sin_n = cos[angle_at : angle_at + half], sin[angle_at : angle_at + half]
-            if interleaved:
-                for j in range(half):
-                    a, b, c, s = x_n[2 * j], x_n[2 * j + 1], cos_n[j], sin_n[j] * direction
-                    y_n[2 * j], y_n[2 * j + 1] = a * c - b * s, a * s + b * c
-            else:
-                for j in range(half):
-                    a, b, c, s = x_n[j], x_n[half + j], cos_n[j], sin_n[j] * direction
-                    y_n[j], y_n[half + j] = a * c - b * s, a * s + b * c
+            for _ in range(min(inner - n % inner, stop - n)):  # along the inner axis both move by one step
+                x_n, y_n = x[x_at : x_at + d], y[n * d : n * d + d]
+                cos_n, sin_n = cos[angle_at : angle_at + half], sin[angle_at : angle_at + half]
+                if interleaved:
+                    for j in range(half):
+                        a, b, c, s = x_n[2 * j], x_n[2 * j + 1], cos_n[j], sin_n[j] * direction
+                        y_n[2 * j], y_n[2 * j + 1] = a * c - b * s, a * s + b * c
+                else:
+                    for j in range(half):
+                        a, b, c, s = x_n[j], x_n[half + j], cos_n[j], sin_n[j] * direction
+                        y_n[j], y_n[half + j] = a * c - b * s, a * s + b * c
+                n, x_at, angle_at = n + 1, x_at + x_layout[4], angle_at + angle_layout[4]

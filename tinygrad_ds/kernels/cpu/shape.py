@@ -75,10 +75,14 @@ def _side_by_side(arrays):
 
 @kernel("(T[::1], int64, int64, int64, T[::1], int64[::1])")
 def _copy_rows(y, step, offset, width, memory, layout):
-    count = y.size // step
+    count, inner = y.size // step, layout[1]
     for part in prange(PARTS):
-        for n in range(share(part, count), share(part + 1, count)):
-            start, place = row_start(n, layout), n * step + offset
-            row, copy = memory[start : start + width], y[place : place + width]
-            for i in range(width):
-                copy[i] = row[i]
+        n, stop = share(part, count), share(part + 1, count)
+        while n < stop:
+            start = row_start(n, layout)
+            for _ in range(min(inner - n % inner, stop - n)):
+                place = n * step + offset
+                row, copy = memory[start : start + width], y[place : place + width]
+                for i in range(width):
+                    copy[i] = row[i]
+                n, start = n + 1, start + layout[4]

@@ -11,8 +11,8 @@ import numpy as np
 from numba import prange
 
 from tinygrad_ds.kernels.cpu.arithmetic import exp
-from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
-from tinygrad_ds.kernels.cpu.layout import contiguous, row_start, spread
+from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share_of_entries
+from tinygrad_ds.kernels.cpu.layout import ONE_ROW, contiguous, row_start, spread
 
 
 class SwigluSaved(NamedTuple):
@@ -53,14 +53,14 @@ def _read(gate, up):
     """Where both lie, and the width of their rows; without gaps all is one row."""
     if _merged(gate, up):
         return *spread(gate), *spread(up), gate.shape[-1]
-    return *spread(contiguous(gate).reshape(-1)), *spread(contiguous(up).reshape(-1)), gate.size
+    return contiguous(gate).reshape(-1), ONE_ROW, contiguous(up).reshape(-1), ONE_ROW, gate.size
 
 
 @kernel("(T[::1], T[::1], int64[::1], T[::1], int64[::1], int64)")
 def _swiglu(y, gate, gate_layout, up, up_layout, width):
     zero, one = y.dtype.type(0), y.dtype.type(1)
     for part in prange(PARTS):
-        first, stop = share(part, y.size), share(part + 1, y.size)
+        first, stop = share_of_entries(part, y.size), share_of_entries(part + 1, y.size)
         while first < stop:  # a part may begin and end within a row
             n, j = first // width, first % width
             count = min(width - j, stop - first)
@@ -78,7 +78,7 @@ def _swiglu(y, gate, gate_layout, up, up_layout, width):
 def _swiglu_backward(g, gate, gate_layout, up, up_layout, width, grad_gate, grad_up, step):
     zero, one = g.dtype.type(0), g.dtype.type(1)
     for part in prange(PARTS):
-        first, stop = share(part, g.size), share(part + 1, g.size)
+        first, stop = share_of_entries(part, g.size), share_of_entries(part + 1, g.size)
         while first < stop:
             n, j = first // width, first % width
             count = min(width - j, stop - first)
