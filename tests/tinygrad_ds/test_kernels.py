@@ -15,11 +15,11 @@ import tinygrad_ds as tg
 from tests.tinygrad_ds.test_registry import close, same_arrays
 from tinygrad_ds.kernels.cpu import optimizer
 from tinygrad_ds.kernels.cpu.arithmetic import exp, largest
-from tinygrad_ds.kernels.cpu.common import PARALLEL_FROM, Kernel
+from tinygrad_ds.kernels.cpu.common import Kernel
 from tinygrad_ds.kernels.cpu.layout import contiguous
 from tinygrad_ds.kernels.table import TWINS
 
-ROWS, WIDTH = 350, 257  # odd, and more entries than PARALLEL_FROM
+ROWS, WIDTH = 350, 257  # odd, and some for every part
 
 
 def normal(*shape, dtype=np.float32, seed=0):
@@ -54,12 +54,22 @@ def bits(arrays):
     return [None if array is None else array.tobytes() for array in arrays]
 
 
+def kernels():
+    """Every kernel of the modules that the table names, and of the optimizer."""
+    families = set(TWINS["cpu"].values())
+    modules = [importlib.import_module(f"tinygrad_ds.kernels.cpu.{family}") for family in families]
+    found = [value for module in [*modules, optimizer] for value in vars(module).values()]
+    return sorted((k for k in found if isinstance(k, Kernel)), key=lambda k: k.function.__qualname__)
+
+
 @pytest.fixture
-def threads():
-    """Sets the number of numba's threads, and sets it back."""
-    before = numba.get_num_threads()
+def threads(monkeypatch):
+    """Sets the number of numba's threads, and sets it back. All kernels use all threads, for any call."""
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("numba was started for one thread, so there are no two to compare with")
+    for kernel in kernels():
+        monkeypatch.setattr(kernel, "parallel_from", 0)
+    before = numba.get_num_threads()
     yield numba.set_num_threads
     numba.set_num_threads(before)
 
@@ -68,7 +78,6 @@ def threads():
 def test_threads_do_not_change_a_bit(name, threads):
     """One thread, two, and two again; and what they compute is what the reference does."""
     arrays, options = calls(ROWS, WIDTH)[name]
-    assert arrays[0].size >= PARALLEL_FROM
     twin, results = tg.primitives[name].fused["cpu"], []
     for count in (1, 2, 2):
         threads(count)
@@ -180,15 +189,6 @@ for _ in range(2):
         subprocess.run(command, env=where, capture_output=True, text=True, check=True).stdout for _ in "12"
     )
     assert first == "compiling rmsnorm (float32) ...\n" and second == ""
-
-
-def kernels():
-    """Every kernel of the modules that the table names, and of the optimizer."""
-    modules = {
-        importlib.import_module(f"tinygrad_ds.kernels.cpu.{family}") for family in TWINS["cpu"].values()
-    }
-    found = [value for module in [*modules, optimizer] for value in vars(module).values()]
-    return sorted((k for k in found if isinstance(k, Kernel)), key=lambda k: k.function.__qualname__)
 
 
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda k: k.function.__name__)

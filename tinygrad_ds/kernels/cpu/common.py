@@ -27,7 +27,10 @@ from numba.core import event
 from tinygrad_ds.kernels import progress
 
 PARTS = 16
-PARALLEL_FROM = 1 << 16  # entries of the first array: below, waking a thread costs more than it saves
+
+# A kernel uses all threads if its first array has so many entries: waking a thread takes some 50 us. The
+# second number is for kernels that do hardly more than read, a tenth of a nanosecond an entry.
+PARALLEL_FROM, LIGHT_PARALLEL_FROM = 1 << 16, 1 << 20
 
 _KINDS = ({np.dtype(np.float32)}, {np.dtype(np.float64)})
 
@@ -42,15 +45,16 @@ _one_at_a_time = threading.Lock()
 class Kernel:
     """A function compiled on its first call, for each dtype, and for one thread or many."""
 
-    def __init__(self, function: FunctionType, signature: str) -> None:
+    def __init__(self, function: FunctionType, signature: str, parallel_from: int) -> None:
         self.function = function
         self.signature = signature
+        self.parallel_from = parallel_from
         self._serial: dict[np.dtype, Callable] = {}
         self._parallel: dict[np.dtype, Callable] = {}
 
     def __call__(self, *args: Any) -> None:
         dtype = args[0].dtype
-        if args[0].size < PARALLEL_FROM:
+        if args[0].size < self.parallel_from:
             (self._serial.get(dtype) or self._compile(dtype, False))(*args)
             return
         with _one_at_a_time:
@@ -100,9 +104,9 @@ class _Announcement(event.Listener):
         """Nothing to say."""
 
 
-def kernel(signature: str) -> Callable[[FunctionType], Kernel]:
+def kernel(signature: str, parallel_from: int = PARALLEL_FROM) -> Callable[[FunctionType], Kernel]:
     """Make a kernel of a function; `signature` lists the types of its arguments, T for the dtype."""
-    return lambda function: Kernel(function, signature)
+    return lambda function: Kernel(function, signature, parallel_from)
 
 
 @numba.njit

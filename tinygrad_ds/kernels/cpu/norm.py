@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
+from tinygrad_ds.kernels.cpu.common import LIGHT_PARALLEL_FROM, PARTS, covered, kernel, share
 from tinygrad_ds.kernels.cpu.layout import as_rows, contiguous
 
 
@@ -39,7 +39,7 @@ def rmsnorm_backward(saved, g):
     return grad_x, grad_weight.sum(axis=0)
 
 
-@kernel("(T[:, ::1], T[::1], T, T[:, ::1], T[::1])")
+@kernel("(T[:, ::1], T[::1], T, T[:, ::1], T[::1])", LIGHT_PARALLEL_FROM)
 def _rmsnorm(x, weight, eps, y, r):
     real = x.dtype.type
     d, zero, one = real(x.shape[1]), real(0), real(1)
@@ -54,7 +54,7 @@ def _rmsnorm(x, weight, eps, y, r):
                 y[n, i] = x[n, i] * scale * weight[i]
 
 
-@kernel("(T[:, ::1], T[:, ::1], T[::1], T[::1], T[:, ::1], T[:, ::1])")
+@kernel("(T[:, ::1], T[:, ::1], T[::1], T[::1], T[:, ::1], T[:, ::1])", LIGHT_PARALLEL_FROM)
 def _rmsnorm_backward(g, x, r, weight, grad_x, grad_weight):
     real = x.dtype.type
     d, zero = real(x.shape[1]), real(0)

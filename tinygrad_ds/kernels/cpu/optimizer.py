@@ -9,7 +9,14 @@ threads.
 import numpy as np
 from numba import prange
 
-from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share, share_of_entries
+from tinygrad_ds.kernels.cpu.common import (
+    LIGHT_PARALLEL_FROM,
+    PARTS,
+    covered,
+    kernel,
+    share,
+    share_of_entries,
+)
 from tinygrad_ds.kernels.cpu.layout import contiguous
 
 BLOCK = 4096
@@ -82,7 +89,7 @@ def _adamw_step(parameter, grad, m, v, beta1, rest1, beta2, rest2, keep, rate, c
             p_p[i] = keep * p_p[i] - rate * m_i / (np.sqrt(v_i * correction) + eps)
 
 
-@kernel("(T[::1], T[::1])")
+@kernel("(T[::1], T[::1])", LIGHT_PARALLEL_FROM)
 def _sum_of_squares(array, sums):
     zero = array.dtype.type(0)
     for part in prange(PARTS):
