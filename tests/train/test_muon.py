@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from tests.train.tiny import tiny_model, with_gradient
 from train.errors import UserError
-from train.muon import Muon, is_hidden_matrix, orthogonalize
+from train.muon import Muon, is_hidden_matrix, orthogonalize, orthogonalize_all
 from train.optimizer import AdamW
 
 
@@ -31,6 +32,17 @@ def test_each_matrix_of_a_stack_is_worked_on_alone():
     g = np.random.default_rng(2).normal(size=(3, 5, 4))
     for one, whole in zip(g, orthogonalize(g)):
         np.testing.assert_allclose(orthogonalize(one), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_no_bit(threads):
+    rng = np.random.default_rng(3)
+    stacks = [rng.normal(size=shape).astype(np.float32) for shape in [(5, 8, 6), (1, 3, 3), (2, 40, 70)]]
+    with threadpool_limits(1, user_api="blas"):
+        expected = [orthogonalize(stack) for stack in stacks]
+    with threadpool_limits(threads, user_api="blas"):
+        for one, other in zip(orthogonalize_all(stacks), expected, strict=True):
+            assert one.tobytes() == other.tobytes()
 
 
 def test_which_matrices_are_hidden():
