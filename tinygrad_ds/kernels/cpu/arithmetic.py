@@ -54,8 +54,8 @@ def largest(row):
 
 def _exp_for(real: Any, whole: Any, mantissa: int, degree: int, ln2_head: float, ln2_tail: float) -> Callable:
     """`exp` for one dtype with `mantissa` bits after the point."""
-    first, *rest = (real(1 / np.prod(np.arange(1.0, n + 1))) for n in range(degree, -1, -1))
-    rest = tuple(rest)
+    series = tuple(real(1 / np.prod(np.arange(1.0, n + 1))) for n in range(degree, -1, -1))
+    first, others = series[0], series[1:]
     log2_e = real(1 / np.log(2))
     rounder = real(1.5 * 2**mantissa)  # adding it rounds to whole numbers, and leaves k in the lowest bits
     head, tail = real(ln2_head), real(ln2_tail)  # ln 2 in two pieces: k times the first is exact
@@ -67,7 +67,7 @@ def _exp_for(real: Any, whole: Any, mantissa: int, degree: int, ln2_head: float,
         k = shifted - rounder
         r = (x - k * head) - k * tail
         e = first
-        for coefficient in rest:
+        for coefficient in others:
             e = e * r + coefficient
         e = _as_real(whole(_as_whole(e) + (_as_whole(shifted) << shift)))  # k goes into the exponent
         return zero if x < lowest else e

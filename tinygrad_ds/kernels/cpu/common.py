@@ -12,6 +12,7 @@ compiles for float32 and float64 (T) when first called with one, keeps the machi
 through `progress.listener`. Literals in a kernel are cast to T: a bare `2.0` would make it float64.
 """
 
+import inspect
 import sys
 import threading
 import zlib
@@ -85,7 +86,7 @@ class Kernel:
 def _version(function: FunctionType) -> str:
     """A checksum of the files in this folder that `function` uses something from."""
     modules = {getattr(value, "__module__", None) or "" for value in function.__globals__.values()}
-    files = [sys.modules[name].__file__ for name in sorted(modules) if name.startswith(__package__)]
+    files = [inspect.getfile(sys.modules[name]) for name in sorted(modules) if name.startswith(__package__)]
     return f"{zlib.crc32(b''.join(Path(file).read_bytes() for file in files)):08x}"
 
 
@@ -104,7 +105,7 @@ class _Announcement(event.Listener):
         """Nothing to say."""
 
 
-def kernel(signature: str, parallel_from: int = PARALLEL_FROM) -> Callable[[FunctionType], Kernel]:
+def kernel(signature: str, parallel_from: int = PARALLEL_FROM) -> Callable[[Any], Kernel]:
     """Make a kernel of a function; `signature` lists the types of its arguments, T for the dtype."""
     return lambda function: Kernel(function, signature, parallel_from)
 

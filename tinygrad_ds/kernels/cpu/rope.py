@@ -28,8 +28,8 @@ def rope(x, cos, sin, *, interleaved=True):
     if not covered(x, cos, sin) or not _fits(x, cos, sin):
         return NotImplemented
     steps = [0 if size == 1 else prod(cos.shape[axis + 1 :]) for axis, size in enumerate(cos.shape[:-1])]
-    angles = (contiguous(array).reshape(-1) for array in (cos, sin))
-    saved = RopeSaved(*angles, layout(x.shape, steps), bool(interleaved))
+    cos, sin = contiguous(cos).reshape(-1), contiguous(sin).reshape(-1)
+    saved = RopeSaved(cos, sin, layout(x.shape, steps), bool(interleaved))
     return _turned(x, saved, 1), saved
 
 
