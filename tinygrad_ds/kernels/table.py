@@ -3,15 +3,29 @@
 TWINS: dict[str, dict[str, str]] = {
     "cpu": {
         "attention": "attention",
+        "combine": "moe",
         "concatenate": "shape",
         "cross_entropy": "loss",
+        "dispatch": "moe",
         "embedding": "indexing",
+        "grouped_linear": "moe",
         "log_softmax": "activation",
         "rmsnorm": "norm",
         "rope": "rope",
+        "router_selection": "routing",
         "softmax": "activation",
         "split": "shape",
         "swiglu": "swiglu",
+    },
+    "cuda": {},
+}
+
+# The same for the functions of tinygrad_ds/inference.py.
+INFERENCE_TWINS: dict[str, dict[str, str]] = {
+    "cpu": {
+        "experts_step": "decoding",
+        "latent_attention_step": "decoding",
+        "norm_linear_step": "decoding",
     },
     "cuda": {},
 }

@@ -33,10 +33,12 @@ def dispatch(x, indices, *, num_experts):
     """A copy of a token's row for each of its experts, sorted by expert and, within an expert, by token.
 
     x (N, d), indices (N, K) -> Dispatched(rows (N K, d), offsets (num_experts + 1,), position (N, K)).
-    Raises ValueError for an index that is no expert's.
+    Raises ValueError for an index that is no expert's, and where x and indices differ in N.
     """
     xp = namespace(x)
     n, k = indices.shape
+    if len(x) != n:
+        raise ValueError(f"x has {len(x)} rows but indices {n}: every row needs its experts")
     flat = indices.reshape(-1)
     if flat.size and not 0 <= int(flat.min()) <= int(flat.max()) < num_experts:
         raise ValueError(
@@ -141,7 +143,10 @@ def combine(rows, weights, position):
     """The weighted sum of the rows that a token's experts made: y[n] = sum_k w[n, k] rows[position[n, k]].
 
     rows (M, d), weights (N, K), position (N, K) -> y (N, d). Each row is read at most once.
+    Raises ValueError where weights and position differ in shape.
     """
+    if weights.shape != position.shape:
+        raise ValueError(f"weights has shape {weights.shape} and position {position.shape}: both are (N, K)")
     y = (weights[:, :, None] * rows[position]).sum(axis=1)
     return y, CombineSaved(rows, weights, position)
 

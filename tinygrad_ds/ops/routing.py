@@ -65,11 +65,9 @@ def router_selection(
 
     Raises ValueError for options that no choice can meet.
     """
-    topk_method = topk_method or TOPK_METHODS.get(scoring_func, ("",))[0]
-    check_scoring(scoring_func, topk_method, norm_topk_prob)
-    if topk_method == "greedy":
-        n_group = topk_group = 1
-    check_counts(logits.shape[-1], num_experts_per_tok, n_group, topk_group, topk_method)
+    topk_method, n_group, topk_group = settled(
+        logits.shape[-1], num_experts_per_tok, n_group, topk_group, scoring_func, topk_method, norm_topk_prob
+    )
     c = float(routed_scaling_factor)
     xp = namespace(logits)
 
@@ -145,6 +143,24 @@ def _best_groups_only(
     kept = xp.zeros((tokens, n_group), dtype=bool)
     kept[xp.arange(tokens)[:, None], _best(xp, group_scores, topk_group)] = True
     return xp.where(kept[:, :, None], grouped, xp.full_like(grouped, lost)).reshape(choice.shape)
+
+
+def settled(
+    experts: int,
+    num_experts_per_tok: int,
+    n_group: int,
+    topk_group: int,
+    scoring_func: str,
+    topk_method: str | None,
+    norm_topk_prob: bool,
+) -> tuple[str, int, int]:
+    """topk_method, n_group and topk_group as they are meant, once all options are known to fit together."""
+    topk_method = topk_method or TOPK_METHODS.get(scoring_func, ("",))[0]
+    if topk_method == "greedy":
+        n_group = topk_group = 1
+    check_scoring(scoring_func, topk_method, norm_topk_prob)
+    check_counts(experts, num_experts_per_tok, n_group, topk_group, topk_method)
+    return topk_method, n_group, topk_group
 
 
 def check_scoring(scoring_func: str, topk_method: str, norm_topk_prob: bool) -> None:
