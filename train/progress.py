@@ -33,7 +33,7 @@ class Display:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self.bar = Progress(BarColumn(24), TextColumn("{task.description}"), console=self.console)
+            self.bar = Progress(BarColumn(20), TextColumn("{task.description}"), console=self.console)
             self.task = self.bar.add_task("the first step", total=None)
             self.bar.start()
         compiling.listener = self.compiles
@@ -55,11 +55,13 @@ class Display:
         """Show a step."""
         self.held_out = record.get("held_out", self.held_out)
         self.window = [*self.window[-19:], (perf_counter(), state.done)]
-        text = describe(record, self.held_out, self.speed())
+        learnt, pace = describe(record, self.held_out, self.speed())
         if self.bar is not None:
+            text = f"{learnt}\n{pace}"
             self.bar.update(self.task, description=text, completed=state.done, total=state.total)
         else:
-            self.line(text, EVERY if len(self.window) > 2 else SOON, now=state.done >= state.total)
+            pause = EVERY if len(self.window) > 2 else SOON
+            self.line(f"{learnt}  {pace}", pause, now=state.done >= state.total)
 
     def line(self, text: str, pause: float, now: bool = False) -> None:
         """Print a plain line, unless the pause after the last one is not over and it need not be `now`."""
@@ -74,19 +76,20 @@ class Display:
         return (done - before) / (now - then) if now > then else 0.0
 
 
-def describe(record: Record, held_out: float | None, speed: float) -> str:
-    """One line about a step."""
+def describe(record: Record, held_out: float | None, speed: float) -> tuple[str, str]:
+    """What a step says about learning, and about experts and pace: two lines, or two halves of one."""
     loss = record.get("main", record["loss"])
-    parts = [f"{record['seconds']:4.0f} s", f"step {record['step']}", f"loss {loss:.3f}"]
+    learnt = [f"{record['seconds']:4.0f} s", f"step {record['step']}", f"loss {loss:.3f}"]
     if held_out is not None:
-        parts.append(f"held-out {held_out:.3f} bits/byte")
+        learnt.append(f"held-out {held_out:.3f} bits/byte")
+    pace = []
     if record["loads"]:
         most = max(max(load) * len(load) / max(sum(load), 1) for load in record["loads"].values())
-        parts.append(f"busiest expert {most:.1f}x")
+        pace.append(f"busiest expert {most:.1f}x")
     if speed:
         left = (record["total"] - record["done"]) / speed
-        parts += [f"{speed:,.0f} tokens/s", f"{minutes(left)} left"]
-    return "  ".join(parts)
+        pace += [f"{speed:,.0f} tokens/s", f"{minutes(left)} left"]
+    return "  ".join(learnt), "  ".join(pace)
 
 
 def minutes(seconds: float) -> str:

@@ -25,7 +25,7 @@ def display(terminal):
 
 
 def test_line_names_what_a_person_wants_to_know():
-    line = describe(RECORD, held_out=2.5, speed=10.0)
+    line = " ".join(describe(RECORD, held_out=2.5, speed=10.0))
     for part in (
         "61 s",
         "step 7",
@@ -73,3 +73,9 @@ def test_terminal_gets_a_bar():
     with shown:
         shown(State(total=400.0, done=100.0), RECORD)
     assert "step 7" in file.getvalue() and "\x1b[" in file.getvalue()
+
+
+def test_two_lines_of_a_terminal_fit_eighty_columns():
+    long = {**RECORD, "seconds": 99999.0, "step": 99999, "main": 10.1234}
+    for line in describe(long, held_out=12.345, speed=123456.0):
+        assert len(line) + 20 + 1 <= 80  # the bar and a space
