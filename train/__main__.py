@@ -4,6 +4,7 @@
     python -m train --text novel.txt notes/ --out runs/mine
     python -m train --resume runs/mine
     python -m train generate runs/mine --prompt "The try statement"
+    python -m train extend runs/mine --factor 4           rows four times as long, by YaRN
 
 Settings come from --config FILE.toml and from flags, which win.
 """
@@ -18,7 +19,7 @@ import tyro
 
 import tinygrad_ds as tg
 from layers import generate
-from train import run
+from train import extend, run
 from train.checkpoint import Checkpoints, load_model
 from train.config import DEMO, Config
 from train.errors import UserError
@@ -70,9 +71,11 @@ def main() -> None:
 
 
 def command(arguments: list[str]) -> None:
-    """Choose between generating, the demo and training."""
+    """Choose between generating, extending, the demo and training."""
     if arguments[:1] == ["generate"]:
         write(tyro.cli(Generate, args=arguments[1:], prog="python -m train generate"))
+    elif arguments[:1] == ["extend"]:
+        extend.extend(tyro.cli(extend.Extend, args=arguments[1:], prog="python -m train extend"), Display())
     elif arguments[:1] == ["demo"]:
         begin(arguments[1:], DEMO, "python -m train demo")
     else:
