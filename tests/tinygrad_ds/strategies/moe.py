@@ -27,7 +27,7 @@ def choose(values, count):
 def route(
     scores, bias, *, num_experts_per_tok, n_group=1, topk_group=1, scoring_func="sigmoid", topk_method=None
 ):
-    """One token's experts, ascending, and the margin of the closest decision. By the definition, step by step."""
+    """One token's experts, ascending, and the margin of its closest decision. Step by step."""
     sigmoid = scoring_func == "sigmoid"
     choice = scores + bias if sigmoid else scores.copy()
     margin = np.inf

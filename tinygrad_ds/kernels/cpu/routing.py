@@ -1,8 +1,8 @@
 """The router, fused: scores, choice and weights of a token while they are in the cache, token by token.
 
-The best are found by looking for the best one K times, which for the K of a router costs less than sorting,
-and is what the rule for ties asks for: only a greater one takes the place of an earlier one. Backward computes
-the weights again from the scores.
+The best are found by looking for the best one K times. For the K of a router that costs less than sorting,
+and is what the rule for ties asks for: only a greater one takes the place of an earlier one.
+Backward computes the weights again from the scores.
 """
 
 import numba
