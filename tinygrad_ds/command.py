@@ -9,6 +9,7 @@ import runpy
 import sys
 
 COMMANDS = {
+    "lab": "study, trace, check and practise every gradient by hand",
     "layers": "what a network has and costs, from its config or checkpoint",
     "train": "train a small DeepSeek on text, and generate from it",
 }

@@ -1,0 +1,30 @@
+"""Cases for every primitive: small random ones, one to follow by hand, one of a standard size."""
+
+from lab.cases import coarse, simple
+from lab.cases.making import (
+    MAKERS,
+    STANDARD,
+    Case,
+    Draw,
+    Maker,
+    case,
+    cotangent,
+    small,
+    standard,
+    worked,
+)
+
+__all__ = [
+    "MAKERS",
+    "STANDARD",
+    "Case",
+    "Draw",
+    "Maker",
+    "case",
+    "coarse",
+    "cotangent",
+    "simple",
+    "small",
+    "standard",
+    "worked",
+]
