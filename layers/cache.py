@@ -30,18 +30,25 @@ class Cache:
         """Bytes in use: those of `length` columns."""
         return self._rows[:, :, :, : self.length].nbytes
 
-    def _append(self, layer: int, rows: Array) -> Array:
-        """Write rows (batch, heads, time, width) behind the columns so far -> all rows of that layer."""
-        batch, _, time, _ = rows.shape
+    def room(self, layer: int, batch: int, time: int) -> Array:
+        """A layer's rows (batch, heads, capacity, width), with room for `time` columns behind those so far.
+
+        `advance` counts the new columns in. Raises ValueError for another batch than the cache was made for.
+        """
         if batch != self.batch:
             raise ValueError(
                 f"the cache holds {self.batch} sequences but {batch} came: make one with new_cache({batch})"
             )
-        end = self.length + time
-        if end > self.capacity:
-            self._grow(end)
-        self._rows[layer, :, :, self.length : end] = rows
-        return self._rows[layer, :, :, :end]
+        if self.length + time > self.capacity:
+            self._grow(self.length + time)
+        return self._rows[layer]
+
+    def _append(self, layer: int, rows: Array) -> Array:
+        """Write rows (batch, heads, time, width) behind the columns so far -> all rows of that layer."""
+        batch, _, time, _ = rows.shape
+        slot, end = self.room(layer, batch, time), self.length + time
+        slot[:, :, self.length : end] = rows
+        return slot[:, :, :end]
 
     def _grow(self, columns: int) -> None:
         """Reserve whole blocks, a quarter more than now at least: n tokens one by one cost O(n) copies."""

@@ -12,6 +12,7 @@ from layers.block import Block
 from layers.cache import KVCache, LatentCache, make_cache
 from layers.config import DeepSeekConfig
 from layers.context import make_context
+from layers.decoding import covers, decode_step
 from layers.linear import Embedding, Linear
 from layers.loss import Losses, count_targets, losses
 from layers.module import Module, Part
@@ -86,6 +87,8 @@ class DeepSeekModel(Module):
         cannot be.
         """
         with tg.no_grad() if cache is not None else nullcontext():
+            if cache is not None and np.shape(ids)[-1:] == (1,) and states is None and covers(self):
+                return self.norm(Tensor(decode_step(self, self.checked(ids), cache, first)))
             return self.trunk(ids, cache=cache, first=first, states=states)[0]
 
     def trunk(

@@ -1,0 +1,93 @@
+"""One new token for every row: what the blocks of a network do when they decode. No gradients here.
+
+Reference forms; the fused twins are in kernels/cpu/decoding.py. The parts of a block that stand between two
+additions to the residual stream are one function each, with the norm in front of them.
+"""
+
+from typing import NamedTuple
+
+from tinygrad_ds.device import Array, namespace
+from tinygrad_ds.inference import inference
+from tinygrad_ds.ops.activation import silu, softmax
+from tinygrad_ds.ops.norm import rmsnorm
+from tinygrad_ds.ops.rope import rope
+
+
+class LatentAttentionWeights(NamedTuple):
+    """The weights of MLA as published; without a query rank q_a and q_a_norm are None and q_b is q_proj."""
+
+    q_a: Array | None  # (r_q, hidden)
+    q_a_norm: Array | None  # (r_q,)
+    q_b: Array  # (h (d_n + d_r), r_q)
+    kv_a: Array  # (r + d_r, hidden)
+    kv_a_norm: Array  # (r,)
+    kv_b: Array  # (h (d_n + d_v), r)
+    o: Array  # (hidden, h d_v)
+
+
+@inference
+def latent_attention_step(
+    x, norm, weights, latents, length, first, cos, sin, *, heads, scale, eps, latent_eps, interleaved
+):
+    """y = MLA(RMSNorm(x)) for one new column, in the absorbed form (DeepSeek-V2, section 2.1).
+
+    x (batch, hidden), norm (hidden,), latents (batch, capacity, r + d_r) = [c_kv | RoPE(k_r)], of which the
+    columns before `length` are filled and column `length` is written here; first (batch,), integers: the
+    lowest column that a row sees; cos, sin (batch, d_r/2) at the rows' positions -> y (batch, hidden).
+
+        q_lat = W_UK^T q_nope,   S_j = s (q_lat . c_j + q_rope . k_j),   o = W_UV sum_j softmax(S)_j c_j
+    """
+    xp = namespace(x)
+    batch, r = len(x), weights.kv_b.shape[1]
+    x = rmsnorm.forward(x, norm, eps=eps)[0]
+    query = x
+    if weights.q_a is not None:
+        query = rmsnorm.forward(x @ weights.q_a.T, weights.q_a_norm, eps=latent_eps)[0]
+    d_r, d_v = latents.shape[-1] - r, weights.o.shape[1] // heads
+    d_n = weights.kv_b.shape[0] // heads - d_v
+    q = (query @ weights.q_b.T).reshape(batch, heads, d_n + d_r)
+    q_rope = rope.forward(q[..., d_n:], cos[:, None], sin[:, None], interleaved=interleaved)[0]
+    new = x @ weights.kv_a.T  # (batch, r + d_r)
+    latents[:, length, :r] = rmsnorm.forward(new[:, :r], weights.kv_a_norm, eps=latent_eps)[0]
+    latents[:, length, r:] = rope.forward(new[:, r:], cos, sin, interleaved=interleaved)[0]
+
+    w = weights.kv_b.reshape(heads, d_n + d_v, r)
+    q_lat = xp.einsum("bhn,hnr->bhr", q[..., :d_n], w[:, :d_n])
+    c, k_r = latents[:, : length + 1, :r], latents[:, : length + 1, r:]
+    s = scale * (q_lat @ c.swapaxes(1, 2) + q_rope @ k_r.swapaxes(1, 2))  # (batch, heads, length + 1)
+    first = xp.minimum(xp.asarray(first), length)  # a row sees its own column at least
+    s = xp.where(xp.arange(length + 1) >= first[:, None, None], s, -xp.inf)
+    o = xp.einsum("bhr,hvr->bhv", softmax.forward(s)[0] @ c, w[:, d_n:])
+    return o.reshape(batch, heads * d_v) @ weights.o.T
+
+
+@inference
+def norm_linear_step(x, norm, weight, *, eps):
+    """x_hat = RMSNorm(x) and W x_hat: the router's logits, or the head's.
+
+    x (batch, hidden), norm (hidden,), weight (out, hidden) -> x_hat (batch, hidden), y (batch, out).
+    """
+    x = rmsnorm.forward(x, norm, eps=eps)[0]
+    return x, x @ weight.T
+
+
+@inference
+def experts_step(x, choice_weights, indices, gate_up, down, shared_gate_up, shared_down):
+    """y = sum_k w_k FFN_{e_k}(x) + FFN_shared(x), reading the weights of the chosen experts only.
+
+    x (batch, hidden), choice_weights and indices (batch, K), gate_up (E, 2 width, hidden), down (E, hidden,
+    width), shared_gate_up (2 width_s, hidden), shared_down (hidden, width_s), where width_s may be 0
+    -> y (batch, hidden).
+    """
+    y = _ffn(x, shared_gate_up, shared_down)
+    for row in range(len(x)):
+        for k in range(indices.shape[1]):
+            e = int(indices[row, k])
+            y[row] += choice_weights[row, k] * _ffn(x[row : row + 1], gate_up[e], down[e])[0]
+    return y
+
+
+def _ffn(x: Array, gate_up: Array, down: Array) -> Array:
+    """W_down (silu(W_gate x) * (W_up x))."""
+    gate, up = namespace(x).split(x @ gate_up.T, 2, axis=-1)
+    return (silu.forward(gate)[0] * up) @ down.T
