@@ -30,7 +30,8 @@ TOLERANCE = 1e-6
 LIMITS = (
     "What this shows: a wrong formula cannot hide, for its line does not fall with the step. What it "
     "cannot show: slopes at kinks and ties, where there is none; errors in entries whose gradient is "
-    "a thousandth of the largest; whether the forward is the function that was meant; and inputs that no case has."
+    "a thousandth of the largest; whether the forward is the function that was meant; and inputs that no "
+    "case has."
 )
 
 
