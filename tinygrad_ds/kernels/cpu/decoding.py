@@ -78,7 +78,7 @@ def experts_step(x, choice_weights, indices, gate_up, down, shared_gate_up, shar
 
 @njit(fastmath=FASTMATH)
 def _times(weight, start, stop, x, y):
-    """y[o] = sum_i W[o, i] x[i] for o from start to stop, four rows at a time: their sums go on side by side."""
+    """y[o] = sum_i W[o, i] x[i] for o from start to stop, four rows at a time, side by side."""
     real = x.dtype.type
     size = x.shape[0]
     whole = start + (stop - start) // 4 * 4
@@ -235,7 +235,7 @@ def _norm_linear(weight, x, norm, eps, x_hat, y):
 
 @njit(fastmath=FASTMATH)
 def _ffn_slice(gate_up, down, x, factor, start, stop, gate_and_up, y):
-    """y += factor W_down[:, start:stop] (silu(W_gate x) * (W_up x))[start:stop]. gate_and_up: room to work in."""
+    """y += factor W_down[:, start:stop] (silu(W_gate x) * (W_up x))[start:stop]. gate_and_up: room for it."""
     real = x.dtype.type
     width = down.shape[1]
     _times(gate_up, start, stop, x, gate_and_up)
