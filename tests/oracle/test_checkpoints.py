@@ -21,25 +21,26 @@ KINDS = [
     SOFTMAX | {"qk_nope_head_dim": 6},  # transformers' V2 needs heads of even size
 ]
 THEIR_DEFAULTS = {"model_type": "deepseek_v3", "num_key_value_heads": TINY["num_attention_heads"]}
-# FP8 with whole blocks only, and 2 for every projection at least: transformers takes the size of a block to
-# be the rows over the rows of scales.
+# FP8 with whole blocks, or one that is smaller: transformers takes the rows of a block to be all rows over
+# the rows of scales.
 BLOCKS = {
     "hidden_size": 128,
     "intermediate_size": 256,
     "moe_intermediate_size": 128,
     "q_lora_rank": 128,
-    "kv_lora_rank": 124,
-    "qk_nope_head_dim": 60,
-    "v_head_dim": 68,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 64,
     "initializer_range": 0.1,
 }
 
 
-def assert_equal_logits(folder, **options):
+def assert_equal_logits(folder, tolerance=1e-9, **options):
     """Both load the files and compute in float64."""
     ids = some_ids(2, 9)
     ours = load_pretrained(folder, dtype="float64")(ids).data
-    assert distance(ours, their_logits(their_model(folder, **options), ids)) < 1e-9
+    assert distance(ours, their_logits(their_model(folder, **options), ids)) < tolerance
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -55,7 +56,8 @@ def test_transformers_reads_what_is_saved_here(tmp_path, kind, dtype, shard):
 def test_transformers_reads_fp8_blocks(tmp_path):
     save_pretrained(model_of(dtype="float32", **BLOCKS), tmp_path, dtype="fp8")
     assert "quantization_config" in json.loads((tmp_path / "config.json").read_text())
-    assert_equal_logits(tmp_path, quantization_config=FineGrainedFP8Config(dequantize=True))
+    # An entry times its scale is rounded to float32 here and stays float64 there.
+    assert_equal_logits(tmp_path, 1e-6, quantization_config=FineGrainedFP8Config(dequantize=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

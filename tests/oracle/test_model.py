@@ -18,7 +18,7 @@ from tests.oracle.peers import their_model, their_pass
 
 pytestmark = pytest.mark.oracle
 
-EXAMPLES = 16  # of each family; one that fails is not made smaller, which would take minutes
+EXAMPLES = 40  # of each family; one that fails is not made smaller, which would take minutes
 TOLERANCE = 1e-9  # of a tensor's largest entry
 
 
