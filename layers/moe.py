@@ -19,6 +19,7 @@ from layers.mlp import MLP
 from layers.module import Module, Part, parameter
 from tinygrad_ds import Tensor, settings
 from tinygrad_ds.device import Array, here, namespace
+from tinygrad_ds.ops.experts import expert_order
 
 
 class Router(Module):
@@ -61,11 +62,9 @@ class Experts(Module):
 
     def __call__(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
         """sum_k weights[n, k] FFN_{indices[n, k]}(x[n]).  x (tokens, hidden), the others (tokens, K)."""
-        sent = tg.dispatch(x, indices, num_experts=self.count)
-        gate_up = tg.grouped_linear(sent.rows, self.gate_up_proj, sent.offsets)  # (tokens K, 2 width)
-        gate, up = tg.split(gate_up, sections=2, axis=-1)
-        rows = tg.grouped_linear(tg.swiglu(gate, up), self.down_proj, sent.offsets)  # (tokens K, hidden)
-        return tg.combine(rows, weights, sent.position)
+        offsets, position = expert_order(indices.data, num_experts=self.count)
+        gate_up = tg.experts_in(x, self.gate_up_proj, position, offsets)  # (tokens K, 2 width)
+        return tg.experts_out(gate_up, weights, self.down_proj, position, offsets)
 
     def published(self, path: str = "") -> Iterator[Part]:
         """Three matrices for every expert, one by one."""

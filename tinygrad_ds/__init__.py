@@ -31,6 +31,7 @@ from tinygrad_ds.ops.elementwise import (
     tanh,
     where,
 )
+from tinygrad_ds.ops.experts import experts_in, experts_out
 from tinygrad_ds.ops.indexing import embedding, getitem, scatter_add, take_along_axis
 from tinygrad_ds.ops.loss import cross_entropy
 from tinygrad_ds.ops.matmul import einsum, linear, matmul
@@ -82,6 +83,8 @@ __all__ = [
     "embedding",
     "exp",
     "expand_dims",
+    "experts_in",
+    "experts_out",
     "gelu",
     "getitem",
     "grouped_linear",

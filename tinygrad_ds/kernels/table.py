@@ -8,6 +8,8 @@ TWINS: dict[str, dict[str, str]] = {
         "cross_entropy": "loss",
         "dispatch": "moe",
         "embedding": "indexing",
+        "experts_in": "experts",
+        "experts_out": "experts",
         "grouped_linear": "moe",
         "log_softmax": "activation",
         "rmsnorm": "norm",
