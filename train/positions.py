@@ -85,7 +85,7 @@ def positions_figure(curves: Curves, stride: int, trained: int) -> str:
         axes.axvline(trained, color=figures.RED, linewidth=1, linestyle="--", label="length trained before")
         axes.set(xlabel="position in the row", ylabel="perplexity (log scale)", yscale="log")
         axes.set_xlim(left=0)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         figure.legend(loc="outside upper left", ncols=2)
