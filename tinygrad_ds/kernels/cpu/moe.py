@@ -1,4 +1,4 @@
-"""Rows to their experts and back, fused; the products between are BLAS, an expert at a time, into the result.
+"""Rows to their experts and back, fused; between them BLAS, an expert to a thread, straight into the result.
 
 Dispatch is a counting sort in two passes: every part counts what its tokens send to each expert, which says
 where its rows of each expert begin, and then copies its rows there. A token's row is read once and written K
@@ -11,6 +11,7 @@ from numba import prange
 from tinygrad_ds.device import to_host
 from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
 from tinygrad_ds.kernels.cpu.layout import contiguous
+from tinygrad_ds.kernels.cpu.products import multiply_all
 from tinygrad_ds.ops.moe import (
     CombineSaved,
     Dispatched,
@@ -86,24 +87,22 @@ def grouped_linear(rows, weight, offsets):
     bounds = to_host(offsets).tolist()
     check_bounds(bounds, len(rows), len(weight))
     y = np.empty((len(rows), weight.shape[1]), rows.dtype)
-    for e, start, stop in runs(bounds):
-        np.matmul(rows[start:stop], weight[e].T, out=y[start:stop])
+    multiply_all([(rows[i:j], weight[e].T, y[i:j]) for e, i, j in runs(bounds)])
     return y, GroupedLinearSaved(rows, weight, bounds)
 
 
 def grouped_linear_backward_input(saved, g):
     rows, weight, bounds = saved
     grad_rows = np.empty(rows.shape, rows.dtype)
-    for e, start, stop in runs(bounds):
-        np.matmul(g[start:stop], weight[e], out=grad_rows[start:stop])
+    multiply_all([(g[i:j], weight[e], grad_rows[i:j]) for e, i, j in runs(bounds)])
     return grad_rows, None, None
 
 
 def grouped_linear_backward_weight(saved, g):
     rows, weight, bounds = saved
     grad_weight = np.empty(weight.shape, weight.dtype)
-    for e, (start, stop) in enumerate(zip(bounds, bounds[1:])):  # no rows give zeros
-        np.matmul(g[start:stop].T, rows[start:stop], out=grad_weight[e])
+    spans = enumerate(zip(bounds, bounds[1:]))  # those without rows as well: their products are zeros
+    multiply_all([(g[i:j].T, rows[i:j], grad_weight[e]) for e, (i, j) in spans])
     return None, grad_weight, None
 
 

@@ -1,0 +1,86 @@
+"""The kernels of router and experts at sizes of many parts, and on several threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import tinygrad_ds as tg
+from tests.tinygrad_ds.test_moe import ROUTER, draw
+from tinygrad_ds.kernels.cpu import moe, products, routing
+from tinygrad_ds.kernels.cpu.common import Kernel
+
+
+def large(dtype, tokens=700, experts=8, d=48, width=80):
+    """Rows for every part of a kernel and several pieces of a product; expert 3 is chosen by nobody."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(tokens, experts))
+    logits[:, 3] = -30
+    arrays = rng.normal(size=(tokens, d)), logits, 0.1 * rng.normal(size=experts)
+    weight = rng.normal(size=(experts, width, d))
+    return [array.astype(dtype) for array in (*arrays, weight)]
+
+
+def every_step(kernels, dtype):
+    """All outputs and gradients of the whole way."""
+    with tg.using(kernels=kernels):
+        x, logits, bias, weight = (tg.Tensor(array, requires_grad=True) for array in large(dtype))
+        chosen = tg.router_selection(logits, bias, **ROUTER)
+        sent = tg.dispatch(x, chosen.indices, num_experts=8)
+        rows = tg.grouped_linear(sent.rows, weight, sent.offsets)
+        y = tg.combine(rows, chosen.weights, sent.position)
+        (
+            (y * draw(*y.shape).astype(dtype)).sum() + (chosen.scores * draw(700, 8).astype(dtype)).sum()
+        ).backward()
+    outputs = [*chosen, *sent, rows, y]
+    return [t.data for t in outputs] + [t.grad for t in (x, logits, weight)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-13), (np.float32, 2e-6)])
+def test_kernels_equal_their_references_at_size(dtype, tolerance):
+    """The float32 tolerance is that of sums of up to 80 products, relative to the largest."""
+    for a, b in zip(every_step("fused", dtype), every_step("reference", dtype), strict=True):
+        assert a.dtype == b.dtype
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="numba was started for one thread")
+def test_threads_do_not_change_a_bit(monkeypatch):
+    found = [value for module in (moe, routing) for value in vars(module).values()]
+    for kernel in (value for value in found if isinstance(value, Kernel)):
+        monkeypatch.setattr(kernel, "parallel_from", 0)
+    monkeypatch.setattr(products, "PARALLEL_FROM", 0)
+    before, results = numba.get_num_threads(), []
+    for threads in (1, 2, 2):
+        numba.set_num_threads(threads)
+        with threadpool_limits(threads, user_api="blas"):
+            results.append(every_step("fused", np.float32))
+    numba.set_num_threads(before)
+    for one, *others in zip(*results):
+        assert all(other.tobytes() == one.tobytes() for other in others)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_products_are_all_done_and_the_threads_of_blas_are_as_before(threads, monkeypatch):
+    monkeypatch.setattr(products, "PARALLEL_FROM", 0)
+    sizes = [(700, 3, 5), (0, 2, 2), (1, 0, 4), (257, 20, 1), (64, 64, 64)]
+    pairs = [(draw(m, k), draw(k, n)) for m, k, n in sizes]
+    outs = [np.full((m, n), np.nan) for m, _, n in sizes]
+    with threadpool_limits(threads, user_api="blas"):
+        with ThreadPoolExecutor(4) as pool:
+            for _ in pool.map(products.multiply_all, [[(*p, out)] for p, out in zip(pairs, outs)] * 3):
+                pass
+        products.multiply_all([(*p, out) for p, out in zip(pairs, outs)])
+        blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
+        assert {library["num_threads"] for library in blas} == {threads}
+    for (a, b), out in zip(pairs, outs):
+        assert np.allclose(out, a @ b, rtol=1e-12, atol=1e-12)
+
+
+def test_an_error_in_a_product_reaches_the_caller(monkeypatch):
+    monkeypatch.setattr(products, "PARALLEL_FROM", 0)
+    good = draw(3, 4), draw(4, 5), np.empty((3, 5))
+    with threadpool_limits(2, user_api="blas"), pytest.raises(ValueError, match="matmul"):
+        products.multiply_all([good, (draw(3, 4), draw(3, 5), np.empty((3, 5))), good])
