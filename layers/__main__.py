@@ -6,9 +6,10 @@ python -m layers generate FOLDER --prompt "...": text from a published checkpoin
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -61,7 +62,7 @@ class Generate:
 
 def main() -> None:
     """Do what the arguments say. Exit code 2 where they, or what they name, cannot be used."""
-    commands = {"inspect": Inspect, "generate": Generate}
+    commands: dict[str, Callable[..., Any]] = {"inspect": Inspect, "generate": Generate}
     asked = tyro.extras.subcommand_cli_from_dict(commands, prog="python -m layers", description=__doc__)
     try:
         inspect(asked) if isinstance(asked, Inspect) else write(asked)

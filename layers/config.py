@@ -115,10 +115,11 @@ class DeepSeekConfig:
         settle = {name: values[family] for name, values in BY_FAMILY.items() if getattr(self, name) is None}
         if vars(self)["num_key_value_heads"] is None:
             settle["num_key_value_heads"] = 1 if self.attention_kind == "mqa" else self.num_attention_heads
-        found = []
-        if isinstance(self.rope_scaling, Mapping):
+        found: list[str] = []
+        given = vars(self)["rope_scaling"]
+        if isinstance(given, Mapping):
             try:
-                settle["rope_scaling"] = read_rope_scaling(self.rope_scaling, self.max_position_embeddings)
+                settle["rope_scaling"] = read_rope_scaling(given, self.max_position_embeddings)
             except ConfigError as error:
                 settle["rope_scaling"] = None
                 found.append(str(error))

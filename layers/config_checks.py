@@ -28,13 +28,13 @@ def problems(config: "DeepSeekConfig") -> list[str]:
     return list(impossible_values(config)) or [*impossible_attention(config), *impossible_experts(config)]
 
 
-def is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+def is_number(value: Any, kind: type[float] | tuple[type[float], ...] = (int, float)) -> bool:
     """Is it a finite number of that kind? True and False are not."""
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def impossible_values(config: "DeepSeekConfig") -> Iterator[str]:
-    """Fields that are wrong whatever the others say."""
+def impossible_values(config: Any) -> Iterator[str]:
+    """Fields that are wrong whatever the others say; until here each may be anything."""
     if config.model_type not in FAMILIES:
         yield f"model_type is {config.model_type!r} but only {' and '.join(FAMILIES)} are known here"
     if config.attention_kind not in ATTENTIONS:

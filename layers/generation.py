@@ -130,7 +130,7 @@ def decode(
         tokens = np.pad(window[:, 1:columns], ((0, 0), (0, 1)))  # (batch, columns): each column's next one
         tokens[np.arange(batch), kept - 1] = following
         count = min(modules, int((rows.limit - rows.made)[rows.live].max()) - 1)
-        if count:
+        if drafter is not None and count:
             drafts, q = drafter.propose(h[:, :columns], tokens, kept, first, count, sampler, rows.made)
         else:
             drafts, q = drafts[:, :0], q[:, :0]

@@ -8,8 +8,6 @@ import math
 
 import numpy as np
 
-from tinygrad_ds.device import generator
-
 DRAFT, ACCEPT, CHOOSE = range(3)  # what a token's three numbers are for
 
 
@@ -64,9 +62,9 @@ def uniforms(seed: int, start: np.ndarray, count: int) -> np.ndarray:
     """
     numbers = np.empty((len(start), count, 3))
     for row, position in enumerate(start.tolist()):
-        source = generator((seed, row))
-        source.bit_generator.advance(3 * position)
-        source.random(out=numbers[row])
+        source = np.random.PCG64((seed, row))
+        source.advance(3 * position)
+        np.random.Generator(source).random(out=numbers[row])
     return numbers
 
 

@@ -112,7 +112,8 @@ class Drafter:
         """
         rows, m = np.arange(len(tokens)), h.shape[1]
         xp, u = namespace(h), sampler.numbers(made, count)
-        drafts, distributions = [], []
+        drafts: list[np.ndarray] = []
+        distributions: list[np.ndarray] = []
         for k, cache in enumerate(self.caches[:count], start=1):
             start = cache.length
             if k > 1:

@@ -3,17 +3,19 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
 from train.trainer import Record
 
 WIDTH = 4.8  # inches: at the width of a phone the letters are still about 10 pixels tall
 BLUE, ORANGE, GREY, GREEN, RED = "#2b6cb0", "#c05621", "#718096", "#2f855a", "#c53030"
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.size": 10.5,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -34,7 +36,7 @@ def drawing(rows: int = 1, height: float = 3.2) -> Iterator[tuple[Figure, Sequen
     """A figure of `rows` panels one below the other, which share the horizontal axis."""
     with rc_context(STYLE):
         figure = Figure((WIDTH, height), layout="constrained")
-        yield figure, figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+        yield figure, list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
 
 
 def svg(figure: Figure, alt: str) -> str:

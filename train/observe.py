@@ -1,6 +1,7 @@
 """What is measured along the way: held-out text, gradients by layer, samples, and the time that is left."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def write(model: DeepSeekModel, tokenizer: Tokenizer, prompt: str, length: int) 
     """The prompt, cut to half of what the model can read, and at most `length` tokens after it."""
     limit = model.config.max_position_embeddings
     ids = tokenizer.encode(prompt)[: limit // 2] or [tokenizer.end_id]
-    options = {"temperature": 0.8, "top_p": 0.95, "stop_tokens": tokenizer.end_id, "seed": 1}
+    options: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "stop_tokens": tokenizer.end_id, "seed": 1}
     out = generate(model, np.array([ids]), min(length, limit - len(ids)), **options)
     return tokenizer.decode(out[0])
 

@@ -32,11 +32,11 @@ def clip_grad_norm(model: Module, max_norm: float) -> float:
     Pascanu, Mikolov and Bengio 2013; V3 clips at 1.0. A norm that is not finite is returned and nothing is
     scaled.
     """
-    leaves = [leaf for leaf in model.parameters() if leaf.grad is not None]
-    norm = math.sqrt(sum(squares(leaf.grad) for leaf in leaves))
+    grads = [leaf.grad for leaf in model.parameters() if leaf.grad is not None]
+    norm = math.sqrt(sum(squares(grad) for grad in grads))
     if max_norm < norm < math.inf:
-        for leaf in leaves:
-            leaf.grad *= max_norm / norm
+        for grad in grads:
+            grad *= max_norm / norm
     return norm
 
 

@@ -23,7 +23,7 @@ from train.optimizer import AdamW
 from train.progress import Display
 from train.report import write_report
 from train.tokenizer import Tokenizer
-from train.trainer import State, TrainingStopped, Work, train
+from train.trainer import Record, State, TrainingStopped, Work, train
 
 QUICK_TOKENS = 20_000  # of the held-out text, for a look while the run goes on
 
@@ -178,7 +178,7 @@ def go_on(
 
     metrics = Metrics(folder / "metrics.jsonl", state.metrics)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
-    after = [
+    after: list[Callable[[State, Record], None]] = [
         GradientNorms(model, clip=learning.clip),
         HeldOut(model, data.held_out.thin(QUICK_TOKENS), steps=config.evaluate_every, **rows),
         Samples(model, data.tokenizer, config.prompt, length=config.time // 2),
