@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import tinygrad_ds as tg
+from tinygrad_ds.dtypes import dtype
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "mha_gqa"
 
@@ -135,3 +136,12 @@ def test_large_scores_do_not_overflow(dtype):
 def test_shapes_that_do_not_fit_are_refused_with_a_sentence(shapes, first, sentence):
     with pytest.raises(ValueError, match=sentence):
         tg.attention(*(draw(*shape) for shape in shapes), first=first)
+
+
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+def test_narrow_formats_are_kept(narrow):
+    arrays = [array.astype(dtype(narrow)) for array in (draw(1, 4, 5, 3), draw(1, 2, 5, 3), draw(1, 2, 5, 2))]
+    exact = run(*(array.astype(np.float64) for array in arrays))
+    for given, expected in zip(run(*arrays), exact):
+        assert given.dtype == dtype(narrow)
+        close(given.astype(np.float64), expected, 0.05)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import tinygrad_ds as tg
 from tests.tinygrad_ds.harness import STRATEGIES
 from tests.tinygrad_ds.strategies.moe import route, scores_of
+from tinygrad_ds.dtypes import dtype
 
 
 @pytest.fixture(params=["reference", "fused"], autouse=True, scope="module")
@@ -126,8 +127,8 @@ def test_ties_go_to_the_lower_index(logits, bias, options, expected):
     arrays = [np.array([logits], dtype=np.float64)]
     if bias is not None:
         arrays.append(np.array(bias, dtype=np.float64))
-    for dtype in (np.float32, np.float64):
-        chosen = tg.router_selection(*(array.astype(dtype) for array in arrays), **options)
+    for kind in (np.float32, np.float64):
+        chosen = tg.router_selection(*(array.astype(kind) for array in arrays), **options)
         assert chosen.indices.data.tolist() == [expected]
 
 
@@ -210,3 +211,14 @@ def test_impossible_indices_and_offsets_are_refused_with_a_sentence():
     ):
         with pytest.raises(ValueError, match=sentence):
             tg.grouped_linear(draw(5, 2), draw(3, 4, 2), np.array(offsets))
+
+
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+def test_narrow_formats_are_kept(narrow):
+    x, logits, bias, weight = (array.astype(dtype(narrow)) for array in inputs())
+    x, logits, weight = (tg.Tensor(array, requires_grad=True) for array in (x, logits, weight))
+    y = moe(x, logits, bias, weight, **ROUTER)
+    y.sum().backward()
+    assert {t.dtype for t in (y, x.grad, logits.grad, weight.grad)} == {dtype(narrow)}
+    exact = moe(*(array.astype(np.float64) for array in (x.data, logits.data, bias, weight.data)), **ROUTER)
+    assert np.abs(y.data.astype(np.float64) - exact.data).max() < 0.05 * np.abs(exact.data).max()

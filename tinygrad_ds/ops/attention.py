@@ -4,6 +4,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from tinygrad_ds.device import Array, namespace
+from tinygrad_ds.ops.broadcast import fit
 from tinygrad_ds.primitive import primitive
 
 
@@ -49,8 +50,8 @@ def attention(q, k, v, *, causal=True, scale=None, first=None):
     p = xp.exp(s - largest)
     total = p.sum(axis=-1, keepdims=True)
     p /= xp.where(total == 0, xp.ones_like(total), total)
-    y = p @ v[:, :, None]  # (batch, kv_heads, group, time_q, d_v)
-    return y.reshape(batch, heads, time_q, v.shape[-1]), AttentionSaved(q, k, v, p, scale)
+    y = (p @ v[:, :, None]).reshape(batch, heads, time_q, v.shape[-1])
+    return y.astype(q.dtype, copy=False), AttentionSaved(q, k, v, p, scale)
 
 
 @attention.backward
@@ -86,7 +87,7 @@ def attention_backward(saved, g):
     ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))
     grad_q = scale * (ds @ k[:, :, None])
     grad_k = scale * (ds.swapaxes(-1, -2) @ q_grouped).sum(axis=2)
-    return grad_q.reshape(q.shape), grad_k, grad_v
+    return fit(grad_q.reshape(q.shape), q), fit(grad_k, k), fit(grad_v, v)
 
 
 def visible(xp: ModuleType, time_q: int, time_k: int, causal: bool, first: Array | None) -> Array:

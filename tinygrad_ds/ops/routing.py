@@ -84,7 +84,7 @@ def router_selection(
     weights = c * t / (t.sum(axis=-1, keepdims=True) + 1e-20) if norm_topk_prob else c * t
     arrays = 1 if bias is None else 2
     saved = RouterSelectionSaved(scores, indices, scoring_func, norm_topk_prob, c, arrays)
-    return RouterSelection(weights, indices, scores), saved
+    return RouterSelection(weights.astype(logits.dtype, copy=False), indices, scores), saved
 
 
 @router_selection.backward
