@@ -5,7 +5,8 @@ DeepSeek-V3 was trained at 4K and then brought to 32K and to 128K in 1000 steps 
 
 A run can be extended more than once; factors multiply. YaRN's original length stays the one of pre-training,
 since it is there that the angles were learnt from nothing: 128 tokens extended 4 times and then twice have
-factor 8 over 128.
+factor 8 over 128. Rates and tokens are in parts of those of the run that is extended, so a second extension
+as long as the first wants --rate 1 and its own --tokens.
 """
 
 import html
@@ -59,7 +60,8 @@ class Extend:
     beta_slow: float = 1.0
     """Those that turn less often than this are slowed by the factor; between both is a ramp."""
     mscale: float = 1.0
-    """Rotated parts grow by m(mscale) / m(mscale_all_dim), m(s) = 0.1 s ln(factor) + 1."""
+    """Rotated parts grow by m(mscale) / m(mscale_all_dim), or by m(1) if either is 0;
+    m(s) = 0.1 s ln(factor) + 1."""
     mscale_all_dim: float = 1.0
     """Scores grow by m(mscale_all_dim)^2."""
 

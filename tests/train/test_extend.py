@@ -69,7 +69,7 @@ def test_weights_move_from_those_of_the_run_and_biases_rest(extended, finished):
 
 
 def test_results_are_those_of_the_networks(extended, finished, text):
-    """All three curves again, from checkpoints and text; 37 tokens of rows of 64 beyond a length of 16."""
+    """All three curves once more, from checkpoints and text, that of before just allowed to go on."""
     folder, _ = extended
     results = json.loads((folder / "results.json").read_text())
     curves = results["perplexity_by_position"]
