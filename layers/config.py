@@ -139,6 +139,11 @@ class DeepSeekConfig:
         return self.extra.get("attention_kind", "mla")
 
     @property
+    def balance_counts(self) -> str:
+        """What the balance loss counts: the highest scores (as the paper has it), or the router's choices."""
+        return self.extra.get("balance_counts", "scores")
+
+    @property
     def has_correction_bias(self) -> bool:
         """Does the router add `e_score_correction_bias` where it chooses (V3), or nothing (V2)?"""
         return self.topk_method == "noaux_tc"

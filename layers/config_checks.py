@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 FAMILIES = ("deepseek_v3", "deepseek_v2")
 ATTENTIONS = ("mla", "mha", "gqa", "mqa")
+BALANCE_COUNTS = ("scores", "choices")
 ROUTING = {  # family -> scoring_func and the ways to choose that go with it
     "deepseek_v3": ("sigmoid", ("noaux_tc",)),
     "deepseek_v2": ("softmax", ("greedy", "group_limited_greedy")),
@@ -39,6 +40,8 @@ def impossible_values(config: Any) -> Iterator[str]:
         yield f"model_type is {config.model_type!r} but only {' and '.join(FAMILIES)} are known here"
     if config.attention_kind not in ATTENTIONS:
         yield f"attention_kind is {config.attention_kind!r}: choose one of {', '.join(ATTENTIONS)}"
+    if config.balance_counts not in BALANCE_COUNTS:
+        yield f"balance_counts is {config.balance_counts!r}: choose {' or '.join(BALANCE_COUNTS)}"
     lowest = dict.fromkeys(AT_LEAST_ONE, 1) | dict.fromkeys(NOT_NEGATIVE, 0)
     if config.q_lora_rank is not None:
         lowest["q_lora_rank"] = 1

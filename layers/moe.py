@@ -88,7 +88,7 @@ class MoE(Module):
         if config.n_shared_experts:
             width = config.moe_intermediate_size * config.n_shared_experts
             self.shared_experts = MLP(config.hidden_size, width, dtype)
-        self.n_group = config.n_group
+        self.n_group, self.counts_choices = config.n_group, config.balance_counts == "choices"
         self.load = here().zeros(config.n_routed_experts, dtype=np.int64)
         self.chosen: Array = None
         self.weights: Array = None
@@ -105,7 +105,8 @@ class MoE(Module):
         if hasattr(self, "shared_experts"):
             y = y + self.shared_experts(flat)
         if balance:
-            loss = balance_loss(scores.reshape(batch, time, scores.shape[1]), self.chosen.shape[-1])
+            counted = self.chosen if self.counts_choices else None
+            loss = balance_loss(scores.reshape(batch, time, scores.shape[1]), indices.shape[1], counted)
         else:
             loss = Tensor(here().zeros((), dtype=x.dtype))
         return y.reshape(x.shape), loss

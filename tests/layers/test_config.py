@@ -146,6 +146,7 @@ REFUSALS = [
         "rope_scaling has speed, which YaRN does not",
     ),
     ({"rope_scaling": 3}, "rope_scaling is 3 but must be an object like"),
+    ({"extra": {"balance_counts": "loads"}}, "balance_counts is 'loads': choose scores or choices"),
     ({"extra": {"attention_kind": "linear"}}, "attention_kind is 'linear': choose one of mla, mha, gqa, mqa"),
     (
         {"extra": {"attention_dropout": 0.1}},

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinygrad_ds as tg
+from layers import DeepSeekConfig
 from layers.balance import balance_loss
 from layers.moe import MoE
 from tests.layers.cases import SOFTMAX, model_of, some_ids, tiny
@@ -169,6 +170,23 @@ def test_balance_loss_sees_neither_bias_nor_groups():
     assert (layer.chosen != chosen).any()
     assert float(before) == float(after)
     assert float(layer(x)[1]) == 0.0
+
+
+def test_balance_loss_counts_the_choices_where_asked():
+    """Bias and groups then move f, which is the load of the last pass, and still not P."""
+    config = tiny(balance_counts="choices", n_group=2, topk_group=1)
+    assert DeepSeekConfig.from_dict(config.to_dict()).balance_counts == "choices"
+    layer, x = layer_of(config), Tensor(np.random.default_rng(1).normal(size=(2, 5, 10)))
+    losses = []
+    for bias in (0, [5, 4, 3, 2, 1, 0]):
+        layer.gate.e_score_correction_bias.data[...] = bias
+        _, loss = layer(x, balance=True)
+        s = layer.gate(x.reshape(10, 10)).scores.data.reshape(2, 5, 6)
+        load = (layer.chosen[..., None] == np.arange(6)).sum(axis=(1, 2))  # (batch, E)
+        p = (s / s.sum(axis=-1, keepdims=True)).mean(axis=1)
+        assert float(loss) == pytest.approx((6 / (2 * 5) * load * p).sum() / 2, rel=1e-12)
+        losses.append(float(loss))
+    assert losses[0] != losses[1]
 
 
 def test_the_loss_of_a_model_adds_the_layers():
