@@ -20,6 +20,7 @@ from lab.pieces import fragment, page, side_by_side, source_html
 from lab.usage import Use, used_by
 from tinygrad_ds.gradient_check import GradientReport, gradcheck
 from tinygrad_ds.primitive import Primitive
+from train.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Explanation:
 def explain(name: str) -> Explanation:
     """Explain one primitive. Raises UserError with the nearest name if there is none."""
     primitive: Any = find(name)
+    if name not in MAKERS:
+        raise UserError(f"{name} is no primitive of the engine's own: the lab has no numbers for it")
     case = worked(MAKERS[name])
     forward = watch(primitive.forward, *case.arrays, **case.options)
     y, saved = forward.result

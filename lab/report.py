@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import lab
 from lab import figures
+from lab.cases import MAKERS
 from lab.checking import LIMITS, STEPS, Checks, Curve, check
 from lab.comparison import compare
 from lab.errors import find
@@ -91,7 +92,7 @@ def report_parts() -> list[str]:
         part("trace", "A training step", trace().body()),
         part("checks", "All checks", f"{checks_text(checks)}<p class=quiet>{LIMITS}</p>"),
     ]
-    parts += [primitive_part(name, curves, lessons) for name in sorted(primitives)]
+    parts += [primitive_part(name, curves, lessons) for name in sorted(set(primitives) & set(MAKERS))]
     parts += layer_parts()
     parts.append(part("examples", "Examples", examples_text(lessons)))
     return [*parts, SCRIPT]

@@ -104,6 +104,35 @@ def combine(draw: Draw) -> Case:
     return Case((rows, draw.reals(tokens, chosen, low=0.1, high=1.0), position))
 
 
+def sorted_rows(draw: Draw) -> tuple[np.ndarray, np.ndarray, int]:
+    """position (N, K) and offsets (E + 1,) of tokens with different experts each, and E."""
+    tokens, experts = draw.size("time"), draw.size("experts", least=2)
+    chosen = draw.choices(tokens, experts, draw.among(2, 1))
+    order = np.argsort(chosen, axis=None, kind="stable")
+    position = np.empty_like(order)
+    position[order] = np.arange(chosen.size)
+    counts = np.bincount(chosen.ravel(), minlength=experts)
+    return position.reshape(chosen.shape), np.cumsum([0, *counts]), experts
+
+
+@case("experts_in")
+def experts_in(draw: Draw) -> Case:
+    """Every token's row times the matrices of its experts."""
+    position, offsets, experts = sorted_rows(draw)
+    d, out = draw.size("d"), draw.size("out")
+    return Case((draw.reals(len(position), d), draw.reals(experts, out, d), position, offsets))
+
+
+@case("experts_out")
+def experts_out(draw: Draw) -> Case:
+    """Both halves of the hidden layer, and what each expert counts."""
+    position, offsets, experts = sorted_rows(draw)
+    d, width = draw.size("d"), draw.size("head")
+    gate_up = draw.reals(position.size, 2 * width)
+    weights = draw.reals(*position.shape, low=0.1, high=1.0)
+    return Case((gate_up, weights, draw.reals(experts, d, width), position, offsets))
+
+
 @case("cross_entropy")
 def cross_entropy(draw: Draw) -> Case:
     """Rows that count and rows that do not."""

@@ -9,8 +9,8 @@ from lab.cases import MAKERS, STANDARD, small, standard, worked
 OURS = sorted(name for name, p in tg.primitives.items() if p.forward.__module__.startswith("tinygrad_ds."))
 
 
-def test_every_primitive_has_a_maker_and_nothing_else_has():
-    assert set(OURS) == set(MAKERS)
+def test_every_primitive_has_a_maker():
+    assert set(OURS) - set(MAKERS) == set()
 
 
 @pytest.mark.parametrize("name", OURS)
