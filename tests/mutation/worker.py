@@ -1,0 +1,108 @@
+"""Long-lived processes that try mutants one after another; one that hangs is replaced.
+
+They are spawned, not forked, and know before they import anything whether kernels are to be plain Python.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from time import monotonic
+from typing import NamedTuple
+
+from tests.mutation.targets import KERNELS, Mutant
+
+START = 120.0  # seconds for a process to import everything
+
+
+class Outcome(NamedTuple):
+    """What became of a mutant: "killed", "survived" or "timeout"; by what; and in how many seconds."""
+
+    mutant: Mutant
+    verdict: str
+    by: str
+    seconds: float
+
+
+def serve(pipe: Connection, plain_kernels: bool) -> None:
+    """The process: mutants come in, outcomes go out."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.environ["TINYGRAD_DS_KERNELS"] = "reference"
+    if plain_kernels:
+        os.environ["NUMBA_DISABLE_JIT"] = "1"
+        from tests.mutation import standins
+
+        standins.install()
+    from tests.mutation.trial import Laboratory
+
+    laboratory = Laboratory()
+    pipe.send("ready")
+    while (mutant := pipe.recv()) is not None:
+        pipe.send(laboratory.outcome(mutant))
+
+
+class Worker:
+    """One process and what it is doing."""
+
+    def __init__(self, plain_kernels: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.plain_kernels = plain_kernels
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, plain_kernels), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.mutant: Mutant | None = None
+        if not self.pipe.poll(START) or self.pipe.recv() != "ready":
+            raise RuntimeError("a worker did not start: run one mutant with --workers 1 to see why")
+
+    def give(self, mutant: Mutant) -> None:
+        """Start on a mutant."""
+        self.mutant, self.began = mutant, monotonic()
+        self.pipe.send(mutant)
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def run(mutants: list[Mutant], workers: int, limit: float) -> Iterator[Outcome]:
+    """Try all mutants on so many processes, `limit` seconds each at most; outcomes as they come."""
+    for plain in (False, True):
+        waiting = [each for each in mutants if each.target.file.startswith(KERNELS) == plain]
+        yield from run_kind(waiting[::-1], workers, limit, plain)
+
+
+def run_kind(waiting: list[Mutant], workers: int, limit: float, plain: bool) -> Iterator[Outcome]:
+    """The same for mutants of one kind, the last of the list first."""
+    busy = [Worker(plain) for _ in range(min(workers, len(waiting)))]
+    for worker in busy:
+        worker.give(waiting.pop())
+    while busy:
+        ready = wait([worker.pipe for worker in busy], timeout=1.0)
+        for place, worker in reversed(list(enumerate(busy))):
+            assert worker.mutant is not None
+            seconds = monotonic() - worker.began
+            if worker.pipe in ready:
+                try:
+                    verdict, by = worker.pipe.recv()
+                except (EOFError, OSError):
+                    verdict, by = "killed", "the process crashed"
+                    busy[place] = renewed(worker)
+            elif seconds > limit:
+                verdict, by = "timeout", f"more than {limit:.0f} s"
+                busy[place] = renewed(worker)
+            else:
+                continue
+            yield Outcome(worker.mutant, verdict, by, seconds)
+            if waiting:
+                busy[place].give(waiting.pop())
+            else:
+                busy.pop(place).stop()
+
+
+def renewed(worker: Worker) -> Worker:
+    """A fresh process in the place of one that hangs or is gone."""
+    worker.stop()
+    return Worker(worker.plain_kernels)
