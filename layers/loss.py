@@ -82,7 +82,9 @@ def losses(
 
 def mean_loss(model: "DeepSeekModel", h: Tensor, targets: np.ndarray, count: float) -> Tensor:
     """The cross-entropy of h (batch, time, hidden) after a final norm, summed and divided by `count`."""
-    loss = tg.cross_entropy(model.head(h), place(targets), reduction="sum", ignore_index=IGNORED)
+    loss = tg.linear_cross_entropy(
+        h, model.head_weight, place(targets), reduction="sum", ignore_index=IGNORED
+    )
     return loss / float(count or 1)
 
 

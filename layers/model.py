@@ -145,9 +145,12 @@ class DeepSeekModel(Module):
 
     def head(self, h: Tensor) -> Tensor:
         """h (.., hidden) after a final norm -> logits (.., vocab)."""
-        if self.config.tie_word_embeddings:
-            return tg.linear(h, self.embed_tokens.weight)
-        return self.lm_head(h)
+        return tg.linear(h, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix (vocab, hidden) of the head: its own, or the embedding's where both are one."""
+        return (self.embed_tokens if self.config.tie_word_embeddings else self.lm_head).weight
 
     def checked(self, ids: Any) -> np.ndarray:
         """ids as an array (batch, time). Raises ValueError for a shape or an id that cannot be."""

@@ -32,6 +32,7 @@ from tinygrad_ds.ops.elementwise import (
     where,
 )
 from tinygrad_ds.ops.experts import experts_in, experts_out
+from tinygrad_ds.ops.head import linear_cross_entropy
 from tinygrad_ds.ops.indexing import embedding, getitem, scatter_add, take_along_axis
 from tinygrad_ds.ops.loss import cross_entropy
 from tinygrad_ds.ops.matmul import einsum, linear, matmul
@@ -89,6 +90,7 @@ __all__ = [
     "getitem",
     "grouped_linear",
     "linear",
+    "linear_cross_entropy",
     "log",
     "log_softmax",
     "logsumexp",

@@ -133,13 +133,28 @@ def experts_out(draw: Draw) -> Case:
     return Case((gate_up, weights, draw.reals(experts, d, width), position, offsets))
 
 
-@case("cross_entropy")
-def cross_entropy(draw: Draw) -> Case:
-    """Rows that count and rows that do not."""
+def some_targets(draw: Draw) -> tuple[np.ndarray, int]:
+    """Targets, some of them ignored but at least one not, and how many classes there are."""
     rows, classes = draw.lead() or (1,), draw.size("vocab", least=2)
     targets = draw.integers(0, classes - 1, *rows)
     if draw.sizes is None:
         targets[draw.random.random(rows) < 0.25] = -100
         targets.flat[0] = classes - 1
+    return targets, classes
+
+
+@case("cross_entropy")
+def cross_entropy(draw: Draw) -> Case:
+    """Rows that count and rows that do not."""
+    targets, classes = some_targets(draw)
     options = {"reduction": draw.among("mean", "sum", "none")}
-    return Case((draw.reals(*rows, classes), targets), options)
+    return Case((draw.reals(*targets.shape, classes), targets), options)
+
+
+@case("linear_cross_entropy")
+def linear_cross_entropy(draw: Draw) -> Case:
+    """The same with the head's product in front."""
+    targets, classes = some_targets(draw)
+    d = draw.size("d")
+    options = {"reduction": draw.among("mean", "sum")}
+    return Case((draw.reals(*targets.shape, d), draw.reals(classes, d), targets), options)

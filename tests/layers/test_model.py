@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,35 @@ def gradient_in_place(value, arrays, position, where):
             arrays[position][...] = original
 
     return numeric_gradient(moved, arrays, position, [np.ones(())], where=where)
+
+
+def test_a_tied_embedding_gets_both_gradients():
+    """That of the rows that were looked up, and that of the head, which the loss is fused with."""
+    tied, untied = model_of(tie_word_embeddings=True), model_of()
+    ids, targets = batch_of()
+    weights = dict(tied.named_parameters())
+    for name, parameter in untied.named_parameters():
+        source = name.replace("lm_head.weight", "model.embed_tokens.weight")
+        parameter.data[...] = weights[source].data
+    for model in (tied, untied):
+        model.loss(ids, targets).backward()
+    both = untied.embed_tokens.weight.grad + untied.lm_head.weight.grad
+    np.testing.assert_allclose(tied.embed_tokens.weight.grad, both, rtol=1e-12, atol=1e-14)
+    assert np.abs(untied.lm_head.weight.grad).min() > 0
+
+
+def test_training_never_holds_all_logits():
+    """Tokens times vocabulary is by far the largest array that the loss could ask for."""
+    model, ids = model_of(dtype="float32", vocab_size=4000), some_ids(20, 64)
+    model.loss(ids, ids).backward()  # compiles kernels, which takes memory too
+    model.zero_grad()
+    tracemalloc.start()
+    try:
+        model.loss(ids, ids).backward()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < ids.size * 4000 * 4
 
 
 def test_one_batch_is_learnt_by_heart():

@@ -37,6 +37,7 @@ def calls(rows, width, dtype=np.float32):
         "log_softmax": ((x,), {}),
         "swiglu": ((x, normal(rows, width, dtype=dtype, seed=1)), {}),
         "cross_entropy": ((x, targets), {"ignore_index": -1}),
+        "linear_cross_entropy": ((x, normal(width, width, dtype=dtype), targets), {"ignore_index": -1}),
         "embedding": ((x, np.abs(targets).repeat(3) % rows), {}),
     }
 

@@ -11,6 +11,7 @@ TWINS: dict[str, dict[str, str]] = {
         "experts_in": "experts",
         "experts_out": "experts",
         "grouped_linear": "moe",
+        "linear_cross_entropy": "head",
         "log_softmax": "activation",
         "rmsnorm": "norm",
         "rope": "rope",

@@ -28,7 +28,7 @@ def cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean"):
     of range, shapes that do not match, and a mean over no row at all.
     """
     xp = namespace(logits)
-    counted = check_targets(logits, targets, ignore_index, reduction)
+    counted = check_targets(logits.shape, targets, ignore_index, reduction)
     largest = logits.max(axis=-1, keepdims=True)
     lse = xp.log(xp.exp(logits - largest).sum(axis=-1)) + largest[..., 0]
     known = xp.where(counted, targets, 0)[..., None]
@@ -58,19 +58,17 @@ def cross_entropy_backward(saved, g):
     return xp.where(counted[..., None], grad, xp.zeros_like(grad)), None
 
 
-def check_targets(logits: Array, targets: Array, ignore_index: int, reduction: str) -> Array:
-    """Which rows count, a bool array of targets' shape; ValueError says what is wrong with the arguments."""
+def check_targets(shape: tuple[int, ...], targets: Array, ignore_index: int, reduction: str) -> Array:
+    """Which rows of logits of `shape` count: bool, of targets' shape. ValueError says what is wrong."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r} but must be mean, sum or none")
     if targets.dtype.kind not in "iu":
         raise ValueError(
             f"targets are {targets.dtype} but must be integers, one class for each row of logits"
         )
-    if logits.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"targets have shape {targets.shape} but logits {logits.shape} need {logits.shape[:-1]}"
-        )
-    classes = logits.shape[-1]
+    if shape[:-1] != targets.shape:
+        raise ValueError(f"targets have shape {targets.shape} but logits {shape} need {shape[:-1]}")
+    classes = shape[-1]
     counted = targets != ignore_index
     wrong = counted & ((targets < 0) | (targets >= classes))
     if wrong.any():

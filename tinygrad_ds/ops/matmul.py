@@ -94,10 +94,7 @@ def linear(x, weight, bias=None):
 
     x (..., in), weight (out, in), bias (out,) or none -> y (..., out). ValueError where `in` differs.
     """
-    if x.ndim == 0 or x.shape[-1] != weight.shape[-1]:
-        raise ValueError(
-            f"linear: x has shape {x.shape} but the weight {weight.shape} takes {weight.shape[-1]} numbers"
-        )
+    check_inputs(x, weight)
     y = (_rows(x) @ weight.T).reshape(*x.shape[:-1], weight.shape[0])
     if bias is not None:
         y = y + bias
@@ -124,6 +121,14 @@ def linear_backward_weight(saved, g):
     x, weight, bias = saved
     grad_weight = fit(_rows(g).T @ _rows(x), weight)
     return (None, grad_weight) if bias is None else (None, grad_weight, fit(g, bias))
+
+
+def check_inputs(x: Array, weight: Array) -> None:
+    """ValueError unless a vector of x's last axis is what the weight (out, in) takes."""
+    if x.ndim == 0 or x.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"linear: x has shape {x.shape} but the weight {weight.shape} takes {weight.shape[-1]} numbers"
+        )
 
 
 class EinsumSaved(NamedTuple):

@@ -1,4 +1,4 @@
-"""Cases for ops/loss.py."""
+"""Cases for ops/loss.py and ops/head.py."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -7,14 +7,11 @@ import tinygrad_ds as tg
 from tests.tinygrad_ds.harness import Case, composition, reals, shapes, strategy
 
 
-@strategy("cross_entropy")
-@st.composite
-def cross_entropy_cases(draw):
-    """Rows that count and rows that do not; a mean has at least one that counts.
+def some_targets(draw, reduction):
+    """Targets of any shape, how many classes there are, and what stands for "ignored".
 
-    No class is nearly certain: there the gradient p - 1 is next to nothing, and float32 could not show it.
+    Some rows count and some do not; a mean has at least one that counts.
     """
-    reduction = draw(st.sampled_from(["mean", "sum", "none"]))
     shape = draw(shapes(max_dims=2, min_side=1 if reduction == "mean" else 0))
     classes, ignored = draw(st.integers(1, 6)), draw(st.sampled_from([-100, -1, 0]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -23,8 +20,17 @@ def cross_entropy_cases(draw):
     if reduction == "mean" and (targets == ignored).all():
         targets[...] = classes - 1
         ignored = -100
+    return targets, classes, ignored
+
+
+@strategy("cross_entropy")
+@st.composite
+def cross_entropy_cases(draw):
+    """No class is nearly certain: there the gradient is next to nothing, and float32 could not show it."""
+    reduction = draw(st.sampled_from(["mean", "sum", "none"]))
+    targets, classes, ignored = some_targets(draw, reduction)
     options = {"ignore_index": ignored, "reduction": reduction}
-    return Case((draw(reals((*shape, classes), low=-1.5, high=1.5)), targets), options)
+    return Case((draw(reals((*targets.shape, classes), low=-1.5, high=1.5)), targets), options)
 
 
 @composition("cross_entropy")
@@ -36,3 +42,20 @@ def cross_entropy_composed(logits, targets, *, ignore_index, reduction):
     if reduction == "none":
         return losses
     return losses.sum() / (int(counted.sum()) if reduction == "mean" else 1)
+
+
+@strategy("linear_cross_entropy")
+@st.composite
+def linear_cross_entropy_cases(draw):
+    """As for cross_entropy, with logits from vectors of up to three numbers."""
+    reduction = draw(st.sampled_from(["mean", "sum"]))
+    targets, classes, ignored = some_targets(draw, reduction)
+    d = draw(st.integers(0, 3))
+    x = draw(reals((*targets.shape, d), low=-0.8, high=0.8))
+    weight = draw(reals((classes, d), low=-0.8, high=0.8))
+    return Case((x, weight, targets), {"ignore_index": ignored, "reduction": reduction})
+
+
+@composition("linear_cross_entropy")
+def linear_cross_entropy_composed(x, weight, targets, **options):
+    return cross_entropy_composed(tg.matmul(x, weight.transpose()), targets, **options)

@@ -31,8 +31,8 @@ class CrossEntropySaved(NamedTuple):
 def cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean"):
     if not covered(logits):
         return NotImplemented
-    counted = check_targets(logits, targets, ignore_index, reduction)
-    z, t, counts = as_rows(logits), _flat(targets, np.int64), _flat(counted, np.bool_)
+    counted = check_targets(logits.shape, targets, ignore_index, reduction)
+    z, t, counts = as_rows(logits), flat(targets, np.int64), flat(counted, np.bool_)
     losses, lse = np.empty(targets.shape, z.dtype), np.empty(len(t), z.dtype)
     _cross_entropy(z, t, counts, losses.reshape(-1), lse)
     saved = CrossEntropySaved(z, lse, t, counts, logits.shape, reduction)
@@ -44,13 +44,13 @@ def cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean"):
 def cross_entropy_backward(saved, g):
     z, lse, t, counts, shape, reduction = saved
     g_n = g / int(counts.sum()) if reduction == "mean" else g
-    g_n = _flat(np.broadcast_to(g_n, shape[:-1]), z.dtype)
+    g_n = flat(np.broadcast_to(g_n, shape[:-1]), z.dtype)
     grad = np.empty(shape, z.dtype)
     _cross_entropy_backward(z, g_n, lse, t, counts, as_rows(grad))
     return grad, None
 
 
-def _flat(array, dtype):
+def flat(array, dtype):
     return contiguous(np.asarray(array, dtype)).reshape(-1)
 
 
