@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import pkgutil
+from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -27,10 +28,28 @@ for _module in pkgutil.iter_modules(strategies.__path__):
     importlib.import_module(f"{strategies.__name__}.{_module.name}")
 
 CASES = 60
+REGISTRY = "tests/tinygrad_ds/test_registry.py"
+WALK = (
+    "gradient_equals_central_differences",
+    "shapes_and_dtypes_are_kept",
+    "layout_and_write_protection_do_not_matter",
+    "gradients_have_the_dtype_of_their_own_arrays",
+)
+KERNEL_TESTS = {
+    "attention": "test_attention_kernels.py",
+    "experts": "test_moe_kernels.py",
+    "head": "test_head.py",
+    "moe": "test_moe_kernels.py",
+    "routing": "test_moe_kernels.py",
+}
 
 
 class Killed(Exception):
     """A check has seen that something is wrong."""
+
+
+class Stale(Exception):
+    """The file is not what it was when the mutants were listed."""
 
 
 class Known(NamedTuple):
@@ -45,7 +64,10 @@ class Known(NamedTuple):
 
 def code_of(mutant: Mutant) -> CodeType:
     """The compiled body of a mutant."""
-    function = mutants(mutant.target)[mutant.number][1].function
+    found = mutants(mutant.target)
+    if mutant.number >= len(found) or found[mutant.number][0] != mutant:
+        raise Stale(f"{mutant.target.file} changed while mutants were tried: run them again")
+    function = found[mutant.number][1].function
     module = compile(ast.Module([function], []), str(ROOT / mutant.target.file), "exec")
     return next(c for c in module.co_consts if isinstance(c, CodeType) and c.co_name == function.name)
 
@@ -68,7 +90,7 @@ class Laboratory:
                     self.walk(name, fused)
                 except Killed as killed:
                     return "killed", f"{name}: {killed}"
-            return self.tests(names, fused)
+            return self.tests(mutant, names, fused)
 
     @contextlib.contextmanager
     def in_place(self, mutant: Mutant):
@@ -110,36 +132,30 @@ class Laboratory:
                 cases.insert(0, cases.pop(place))
                 raise
 
-    def tests(self, names: list[str], fused: bool) -> tuple[str, str]:
+    def tests(self, mutant: Mutant, names: list[str], fused: bool) -> tuple[str, str]:
         """What pytest says of the tests that cover these primitives."""
-        registry = "tests/tinygrad_ds/test_registry.py"
         if fused:
-            nodes = [f"{registry}::test_twin_equals_reference[{name}-cpu]" for name in names]
-            skip = "slow"
+            nodes = [f"{REGISTRY}::test_twin_equals_reference[{name}-cpu]" for name in names]
+            nodes += kernel_tests(Path(mutant.target.file).stem)
+            skip = "threads or compil or arithmetic or one_unit or import"  # not for plain Python
         else:
-            walk = ("gradient_equals_central_differences", "shapes_and_dtypes_are_kept")
-            walk += ("layout_and_write_protection_do_not_matter",)
-            nodes = [f"{registry}::test_{test}[{name}]" for name in names for test in walk]
+            nodes = [f"{REGISTRY}::test_{test}[{name}]" for name in names for test in WALK]
             nodes += files_about(names)
             skip = "fused or kernel or twin"
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            options = [
-                "-x",
-                "-q",
-                "--no-header",
-                "-p",
-                "no:cacheprovider",
-                "-p",
-                "no:randomly",
-                "-k",
-                f"not ({skip})",
-            ]
+            options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-k", f"not ({skip})"]
             code = pytest.main([*options, *nodes])
         if code in (0, 5):
             return "survived", ""
         failed = [line for line in output.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
         return "killed", failed[0] if failed else f"pytest ended with {code}"
+
+
+def kernel_tests(stem: str) -> list[str]:
+    """The files that test the kernels of one file."""
+    found = [KERNEL_TESTS[stem]] if stem in KERNEL_TESTS else ["test_kernel_layouts.py", "test_kernels.py"]
+    return [f"tests/tinygrad_ds/{name}" for name in found]
 
 
 def forget(kernel: Any) -> None:
@@ -154,7 +170,9 @@ def files_about(names: list[str]) -> list[str]:
     counted = []
     for path in (ROOT / "tests/tinygrad_ds").glob("test_*.py"):
         text = path.read_text(encoding="utf-8")
-        calls = sum(text.count(f"tg.{name}(") + text.count(f"tg.{name}.") for name in names)
+        calls = sum(
+            text.count(f"tg.{name}(") + text.count(f"tg.{name}.") + text.count(f'"{name}"') for name in names
+        )
         if calls and path.name not in ("test_registry.py", "test_kernels.py", "test_kernel_layouts.py"):
             counted.append((-calls, str(path.relative_to(ROOT))))
     return [file for _, file in sorted(counted)][:4]

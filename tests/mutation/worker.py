@@ -33,12 +33,15 @@ def serve(pipe: Connection, plain_kernels: bool) -> None:
         from tests.mutation import standins
 
         standins.install()
-    from tests.mutation.trial import Laboratory
+    from tests.mutation.trial import Laboratory, Stale
 
     laboratory = Laboratory()
     pipe.send("ready")
     while (mutant := pipe.recv()) is not None:
-        pipe.send(laboratory.outcome(mutant))
+        try:
+            pipe.send(laboratory.outcome(mutant))
+        except Stale as stale:
+            pipe.send(("stale", str(stale)))
 
 
 class Worker:
@@ -90,6 +93,8 @@ def run_kind(waiting: list[Mutant], workers: int, limit: float, plain: bool) -> 
                 except (EOFError, OSError):
                     verdict, by = "killed", "the process crashed"
                     busy[place] = renewed(worker)
+                if verdict == "stale":
+                    raise RuntimeError(by)
             elif seconds > limit:
                 verdict, by = "timeout", f"more than {limit:.0f} s"
                 busy[place] = renewed(worker)

@@ -88,6 +88,7 @@ def test_slopes_at_kinks_and_ties(name, arrays, options, expected):
         (0.0, 1.0, 0.0, 1.0, 0.0),
         (0.0, 0.5, 0.0, math.inf, 0.0),
         (0.0, 0.0, 1.0, 0.0, 0.0),
+        (0.0, -1.0, math.inf, -math.inf, 0.0),
         (math.inf, 0.0, 1.0, 0.0, None),
     ],
 )

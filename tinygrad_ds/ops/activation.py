@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from tinygrad_ds.device import Array, namespace
-from tinygrad_ds.ops.broadcast import sum_to
+from tinygrad_ds.ops.broadcast import fit
 from tinygrad_ds.primitive import primitive
 
 
@@ -195,4 +195,4 @@ def swiglu_backward(saved, g):
     """
     gate, up, sigma = saved
     slope = sigma * (1 + gate * (1 - sigma))
-    return sum_to(g * up * slope, gate.shape), sum_to(g * gate * sigma, up.shape)
+    return fit(g * up * slope, gate), fit(g * gate * sigma, up)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from tinygrad_ds.device import Array, namespace, to_host
 from tinygrad_ds.ops.activation import logistic
+from tinygrad_ds.ops.broadcast import fit
 from tinygrad_ds.ops.moe import check_bounds, runs
 from tinygrad_ds.primitive import primitive
 
@@ -148,7 +149,8 @@ def experts_out_backward_input(saved, g):
     grad_weights = (u * gate * sigma * up).sum(axis=-1)[position]
     grad_h = weight_of_row(xp, weights, position)[:, None] * u
     grad_gate = grad_h * up * sigma * (1 + gate * (1 - sigma))
-    return xp.concatenate([grad_gate, grad_h * gate * sigma], axis=-1), grad_weights, None, None, None
+    grad_gate_up = xp.concatenate([grad_gate, grad_h * gate * sigma], axis=-1)
+    return fit(grad_gate_up, gate_up), fit(grad_weights, weights), None, None, None
 
 
 @experts_out.backward_weight

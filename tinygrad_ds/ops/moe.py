@@ -11,6 +11,7 @@ N tokens with K experts each make M = N K rows. Reference forms; the fused twins
 from typing import NamedTuple
 
 from tinygrad_ds.device import Array, namespace, to_host
+from tinygrad_ds.ops.broadcast import fit
 from tinygrad_ds.primitive import primitive
 
 
@@ -163,4 +164,4 @@ def combine_backward(saved, g):
     grad_rows = namespace(rows).zeros_like(rows)
     grad_rows[position] = weights[:, :, None] * g[:, None, :]
     grad_weights = (g[:, None, :] * rows[position]).sum(axis=-1)
-    return grad_rows, grad_weights, None
+    return grad_rows, fit(grad_weights, weights), None

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 import tinygrad_ds as tg
-from tests.tinygrad_ds.harness import Case, composition, reals, shapes, strategy
+from tests.tinygrad_ds.harness import Case, broadcast_pair, composition, reals, shapes, strategy
 
 
 @st.composite
@@ -35,8 +35,10 @@ def log_softmax_composed(x, *, axis):
 @strategy("swiglu")
 @st.composite
 def swiglu_cases(draw):
+    """Of one shape, or of two that broadcast."""
     shape = draw(shapes(max_side=5))
-    return Case((draw(reals(shape, low=-6.0, high=6.0)), draw(reals(shape))))
+    gate, up = draw(st.just((shape, shape)) | broadcast_pair())
+    return Case((draw(reals(gate, low=-6.0, high=6.0)), draw(reals(up))))
 
 
 @composition("swiglu")
