@@ -6,7 +6,7 @@
 # all of it, with nothing but the primitives' backward functions on plain arrays, and compare every
 # parameter's gradient with the tape's.
 #
-# Equation: dL/dx = dL/dy dy/dx, some forty times; where x was used twice, the sum          File: layers/model.py
+# Equation: dL/dx = dL/dy dy/dx, some forty times; where x was used twice, the sum      File: layers/model.py
 
 # %%
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import tinygrad_ds as tg
 from layers import DeepSeekConfig, DeepSeekModel
 from layers.norm import LATENT_EPS
+from tinygrad_ds.ops.experts import expert_order
 
 config = DeepSeekConfig(
     vocab_size=61,
@@ -113,7 +114,7 @@ o = forward("o_proj", "linear", o, W[A + "o_proj.weight"])
 x1 = forward("residual 1", "add", x0, o)
 
 # %% [markdown]
-# The experts: choose, send, two grouped products around SwiGLU, bring together; the shared expert beside.
+# The experts: choose, sort by expert, two products with SwiGLU between; the shared expert beside.
 
 # %%
 M = "layers.0.mlp."
@@ -122,12 +123,10 @@ flat = forward("tokens", "reshape", n2, shape=(T, d))
 scores = forward("router", "linear", flat, W[M + "gate.weight"])
 bias = moe.gate.e_score_correction_bias.data
 chosen = forward("choice", "router_selection", scores, bias, **moe.gate.rules)
-sent = forward("dispatch", "dispatch", flat, chosen.indices, num_experts=config.n_routed_experts)
-gate_up = forward("experts in", "grouped_linear", sent.rows, W[M + "experts.gate_up_proj"], sent.offsets)
-gate, up = forward("experts parts", "split", gate_up, sections=2, axis=-1)
-inner = forward("experts swiglu", "swiglu", gate, up)
-rows = forward("experts out", "grouped_linear", inner, W[M + "experts.down_proj"], sent.offsets)
-y = forward("combine", "combine", rows, chosen.weights, sent.position)
+offsets, position = expert_order(chosen.indices, num_experts=config.n_routed_experts)
+gate_up = forward("experts in", "experts_in", flat, W[M + "experts.gate_up_proj"], position, offsets)
+down = W[M + "experts.down_proj"]
+y = forward("experts out", "experts_out", gate_up, chosen.weights, down, position, offsets)
 shared = forward("shared in", "linear", flat, W[M + "shared_experts.gate_up_proj.weight"])
 gate, up = forward("shared parts", "split", shared, sections=2, axis=-1)
 inner = forward("shared swiglu", "swiglu", gate, up)
@@ -137,8 +136,8 @@ y = forward("experts' sum", "reshape", y, shape=(1, T, d))
 x2 = forward("residual 2", "add", x1, y)
 
 top = forward("last norm", "rmsnorm", x2, W["norm.weight"], eps=config.rms_norm_eps)
-logits = forward("head", "linear", top, W["lm_head.weight"])
-loss = forward("loss", "cross_entropy", logits, targets, reduction="sum")
+head = W["lm_head.weight"]
+loss = forward("head and loss", "linear_cross_entropy", top, head, targets, reduction="sum")
 print(f"loss of the last token: {loss:.6f}, of a uniform guess {np.log(config.vocab_size):.6f}")
 
 # %% [markdown]
@@ -148,8 +147,7 @@ print(f"loss of the last token: {loss:.6f}, of a uniform guess {np.log(config.vo
 
 # %%
 G = {}  # the gradient of every parameter
-g, _ = backward("loss", np.ones(()))
-g, G["lm_head.weight"] = backward("head", g)
+g, G["lm_head.weight"], _ = backward("head and loss", np.ones(()))
 g, G["norm.weight"] = backward("last norm", g)
 g_x1, g = backward("residual 2", g)
 
@@ -164,11 +162,8 @@ g, G[M + "shared_experts.down_proj.weight"] = backward("shared out", g_shared)
 (g,) = backward("shared parts", backward("shared swiglu", g))
 g_flat, G[M + "shared_experts.gate_up_proj.weight"] = backward("shared in", g)
 
-g_rows, g_weights, _ = backward("combine", g_routed)
-g, G[M + "experts.down_proj"], _ = backward("experts out", g_rows)
-(g,) = backward("experts parts", backward("experts swiglu", g))
-g, G[M + "experts.gate_up_proj"], _ = backward("experts in", g)
-g, _ = backward("dispatch", (g, None, None))
+g, g_weights, G[M + "experts.down_proj"], _, _ = backward("experts out", g_routed)
+g, G[M + "experts.gate_up_proj"], _, _ = backward("experts in", g)
 g_flat = g_flat + g
 g, _ = backward("choice", (g_weights, None, None))
 g, G[M + "gate.weight"] = backward("router", g)
