@@ -5,6 +5,8 @@ and is what the rule for ties asks for: only a greater one takes the place of an
 Backward computes the weights again from the scores.
 """
 
+from functools import lru_cache
+
 import numba
 import numpy as np
 from numba import prange
@@ -15,6 +17,7 @@ from tinygrad_ds.kernels.cpu.layout import contiguous
 from tinygrad_ds.ops.routing import RouterSelection, RouterSelectionSaved, settled
 
 _TINY = 1e-20  # beside the sum of the chosen scores
+PARALLEL_FROM = 1 << 13  # logits: choosing takes some 25 ns for each
 
 
 def router_selection(
@@ -34,19 +37,45 @@ def router_selection(
         return NotImplemented
     tokens, experts = logits.shape
     k, c = num_experts_per_tok, float(routed_scaling_factor)
-    topk_method, n_group, topk_group = settled(
-        experts, k, n_group, topk_group, scoring_func, topk_method, norm_topk_prob
+    options = options_of_select(
+        experts,
+        num_experts_per_tok=k,
+        n_group=n_group,
+        topk_group=topk_group,
+        scoring_func=scoring_func,
+        topk_method=topk_method,
+        norm_topk_prob=norm_topk_prob,
+        routed_scaling_factor=c,
     )
-    softmax = scoring_func == "softmax"
-    offset = np.zeros(experts, logits.dtype) if bias is None or softmax else contiguous(bias)
-    judged, lost = (2, -np.inf) if topk_method == "noaux_tc" else (1, 0.0)
+    no_bias = bias is None or scoring_func == "softmax"
+    offset = np.zeros(experts, logits.dtype) if no_bias else contiguous(bias)
     weights, indices = np.empty((tokens, k), logits.dtype), np.empty((tokens, k), np.int64)
     scores = np.empty((tokens, experts), logits.dtype)
-    options = softmax, n_group, topk_group, judged, lost, -np.inf, norm_topk_prob, c, _TINY
     _select(contiguous(logits), offset, *options, weights, indices, scores)
     arrays = 1 if bias is None else 2
     saved = RouterSelectionSaved(scores, indices, scoring_func, norm_topk_prob, c, arrays)
     return RouterSelection(weights, indices, scores), saved
+
+
+@lru_cache
+def options_of_select(
+    experts,
+    *,
+    num_experts_per_tok,
+    n_group,
+    topk_group,
+    scoring_func,
+    topk_method,
+    norm_topk_prob,
+    routed_scaling_factor,
+):
+    """The rules as the kernels take them. Raises ValueError for rules that no choice can meet."""
+    topk_method, n_group, topk_group = settled(
+        experts, num_experts_per_tok, n_group, topk_group, scoring_func, topk_method, norm_topk_prob
+    )
+    judged, lost = (2, -np.inf) if topk_method == "noaux_tc" else (1, 0.0)
+    c = float(routed_scaling_factor)
+    return scoring_func == "softmax", n_group, topk_group, judged, lost, -np.inf, norm_topk_prob, c, _TINY
 
 
 def router_selection_backward(saved, g):
@@ -59,9 +88,10 @@ def router_selection_backward(saved, g):
     return (grad_logits, None)[:arrays]
 
 
-@kernel(
-    "(T[:, ::1], T[::1], boolean, intp, intp, intp, T, T, boolean, T, T, T[:, ::1], int64[:, ::1], T[:, ::1])"
-)
+_OPTIONS, _RESULTS = "boolean, intp, intp, intp, T, T, boolean, T, T", "T[:, ::1], int64[:, ::1], T[:, ::1]"
+
+
+@kernel(f"(T[:, ::1], T[::1], {_OPTIONS}, {_RESULTS})", PARALLEL_FROM)
 def _select(
     logits,
     bias,
@@ -78,46 +108,90 @@ def _select(
     indices,
     scores,
 ):
-    real = logits.dtype.type
     tokens, experts = logits.shape
-    size = experts // n_group
     for part in prange(PARTS):
         choice, taken = np.empty(experts, logits.dtype), np.empty(experts, np.bool_)
         of_groups, kept = np.empty(n_group, logits.dtype), np.empty(n_group, np.bool_)
         for n in range(share(part, tokens), share(part + 1, tokens)):
-            s = scores[n]
-            if softmax:
-                _softmax(logits[n], s)
-            else:
-                for e in range(experts):
-                    small = exp(-abs(logits[n, e]))
-                    s[e] = (real(1) if logits[n, e] >= 0 else small) / (real(1) + small)
-            for e in range(experts):
-                choice[e] = s[e] + bias[e] if s[e] == s[e] else nothing
-            if n_group > 1:
-                for group in range(n_group):
-                    first, second = nothing, nothing
-                    for e in range(group * size, (group + 1) * size):
-                        if choice[e] > first:
-                            first, second = choice[e], first
-                        elif choice[e] > second:
-                            second = choice[e]
-                    of_groups[group] = first + second if judged == 2 else first
-                _take_best(of_groups, topk_group, kept)
-                for e in range(experts):
-                    if not kept[e // size]:
-                        choice[e] = lost
-            _take_best(choice, indices.shape[1], taken)
-            k = 0
-            total = tiny
-            for e in range(experts):
-                if taken[e]:
-                    indices[n, k], weights[n, k] = e, s[e] * c
-                    total += s[e]
-                    k += 1
-            if normalised:
-                for k in range(indices.shape[1]):
-                    weights[n, k] /= total
+            choose(
+                logits[n],
+                bias,
+                softmax,
+                n_group,
+                topk_group,
+                judged,
+                lost,
+                nothing,
+                normalised,
+                c,
+                tiny,
+                choice,
+                taken,
+                of_groups,
+                kept,
+                weights[n],
+                indices[n],
+                scores[n],
+            )
+
+
+@numba.njit
+def choose(
+    z,
+    bias,
+    softmax,
+    n_group,
+    topk_group,
+    judged,
+    lost,
+    nothing,
+    normalised,
+    c,
+    tiny,
+    choice,
+    taken,
+    of_groups,
+    kept,
+    weights,
+    indices,
+    s,
+):
+    """One token: logits z (E,) -> weights and indices (K,), scores s (E,). choice to kept: room to work in."""
+    real = z.dtype.type
+    experts = len(z)
+    size = experts // n_group
+    if softmax:
+        _softmax(z, s)
+    else:
+        for e in range(experts):
+            small = exp(-abs(z[e]))
+            s[e] = (real(1) if z[e] >= 0 else small) / (real(1) + small)
+    for e in range(experts):
+        choice[e] = s[e] + bias[e] if s[e] == s[e] else nothing
+    if n_group > 1:
+        for group in range(n_group):
+            first, second = nothing, nothing
+            for e in range(group * size, (group + 1) * size):
+                if choice[e] > first:
+                    first, second = choice[e], first
+                elif choice[e] > second:
+                    second = choice[e]
+            of_groups[group] = first + second if judged == 2 else first
+        _take_best(of_groups, topk_group, kept)
+        for e in range(experts):
+            if not kept[e // size]:
+                choice[e] = lost
+    _take_best(choice, len(indices), taken)
+    k = 0
+    total = tiny
+    for e in range(experts):
+        if taken[e]:
+            indices[k], weights[k] = e, s[e] * c
+            total += s[e]
+            k += 1
+    if normalised:
+        for k in range(len(indices)):
+            weights[k] /= total
 
 
 @numba.njit
