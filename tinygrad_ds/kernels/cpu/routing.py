@@ -156,7 +156,7 @@ def choose(
     indices,
     s,
 ):
-    """One token: logits z (E,) -> weights and indices (K,), scores s (E,). choice to kept: room to work in."""
+    """One token: logits z (E,) -> weights and indices (K,), scores s (E,). choice .. kept: room to work."""
     real = z.dtype.type
     experts = len(z)
     size = experts // n_group
