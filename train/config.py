@@ -104,7 +104,7 @@ class Config:
     micro_batch: int = 16
     """Sequences that go through the network at once; more of them only add up to a batch."""
     seconds: float | None = None
-    """Training is shortened, as soon as that shows, to end by this time."""
+    """Training is shortened, as soon as that shows, to take no longer from its third step on."""
     seed: int = 0
     threads: int | None = None
     """Threads of BLAS and kernels; None: as many as there are."""

@@ -1,17 +1,15 @@
 """Held-out bits per byte: what an arithmetic coder driven by the model would need for the text."""
 
-import numpy as np
-
 import tinygrad_ds as tg
 from layers import DeepSeekModel
+from layers.loss import mean_loss
 from train.batches import Batch, Tokens, held_out_batches
 
 
 def negative_log_likelihood(model: DeepSeekModel, batch: Batch) -> float:
     """Sum of -ln p over the targets of a batch that count."""
     with tg.no_grad():
-        losses = tg.cross_entropy(model(batch.ids), batch.targets, reduction="none")  # (batch, time)
-    return float(losses.data.sum(dtype=np.float64))
+        return float(mean_loss(model, model.hidden(batch.ids), batch.targets, count=1))
 
 
 def bits_per_byte(model: DeepSeekModel, tokens: Tokens, *, batch: int, time: int) -> float:

@@ -87,23 +87,24 @@ def write(model: DeepSeekModel, tokenizer: Tokenizer, prompt: str, length: int) 
 
 
 class TimeLimit:
-    """Shortens the run so that it ends after `seconds`: less is left to do, and the learning rate falls.
+    """Shortens the run so that it takes `seconds`: less is left to do, and the learning rate falls sooner.
 
-    Speed is measured from the third step of a session on, since the first ones may compile. On a machine that
-    is fast enough nothing changes, and the run is the same in every bit whatever the clock says.
+    The clock starts at the third step of a session, since the first ones may compile, and is looked at from
+    `steps` steps later on; what earlier sessions took is in `before`. On a machine that is fast enough nothing
+    changes, and the run is the same in every bit whatever the clock says.
     """
 
-    def __init__(self, seconds: float, steps: int = 10) -> None:
-        self.seconds, self.steps = seconds, steps
+    def __init__(self, seconds: float, before: float = 0.0, steps: int = 10) -> None:
+        self.seconds, self.steps = seconds - before, steps
         self.calls = 0
 
     def __call__(self, state: State, record: Record) -> None:
-        """Look whether the time suffices, now and then."""
+        """Look whether the time suffices."""
         self.calls += 1
         if self.calls == 3:
             self.began, self.at = state.seconds, state.done
-        elif self.calls > 3 and self.calls % self.steps == 0:
-            speed = (state.done - self.at) / (state.seconds - self.began)
-            reachable = state.done + speed * max(self.seconds - state.seconds, 0.0)
+        elif self.calls > 3 + self.steps:
+            taken = state.seconds - self.began
+            reachable = state.done + (state.done - self.at) / taken * max(self.seconds - taken, 0.0)
             if reachable < 0.98 * state.total:
                 record["total"] = state.total = reachable

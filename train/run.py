@@ -187,7 +187,7 @@ def go_on(
         SaveEvery(checkpoints, model, optimizer, config.save_every),
     ]
     if config.seconds is not None and config.seconds > state.seconds:
-        after.insert(0, TimeLimit(config.seconds))
+        after.insert(0, TimeLimit(config.seconds, before=state.seconds))
     try:
         with display:
             train(
