@@ -12,6 +12,7 @@ import random
 import sys
 from time import monotonic
 
+from tests.mutation.equivalents import reason
 from tests.mutation.report import details, survivors, table
 from tests.mutation.targets import Mutant, mutants, targets
 from tests.mutation.worker import Outcome, run
@@ -28,9 +29,10 @@ def chosen(where: str, only: str, sample: int | None, seed: int) -> list[Mutant]
 
 
 def trial(asked: list[Mutant], workers: int, limit: float, say: bool = True) -> list[Outcome]:
-    """Try the mutants; a survivor is told at once."""
-    began, outcomes = monotonic(), []
-    for outcome in run(asked, workers, limit):
+    """Try the mutants that are not listed as equivalent; a survivor is told at once."""
+    began = monotonic()
+    outcomes = [Outcome(mutant, "survived", "", 0.0) for mutant in asked if reason(mutant.name)]
+    for outcome in run([mutant for mutant in asked if not reason(mutant.name)], workers, limit):
         outcomes.append(outcome)
         if say and survivors([outcome]):
             print(f"survived: {outcome.mutant.name}", flush=True)

@@ -4,7 +4,29 @@ A name is what `python -m tests.mutation` prints for a survivor; it holds no lin
 stands for any rest.
 """
 
-EQUIVALENT: dict[str, str] = {}
+OPS = "tinygrad_ds/ops"
+EQUIVALENT: dict[str, str] = {
+    f"{OPS}/activation.py:logistic: return xp.where(x >= 0, 1, e) / (1 + e)  ->  "
+    "return xp.where(x > 0, 1, e) / (1 + e)": "at x = 0 both branches are 1, for e = e^0",
+    f"{OPS}/elementwise.py:power_backward: grad_b = xp.where(a > 0, g * y * xp.log(xp.where(a > 0, a, 1)), 0)"
+    "  ->  grad_b = xp.where(a > 0, g * y * xp.log(xp.where(a > 0, a, 2)), 0)": (
+        "the inner constant stands only where the outer mask puts 0"
+    ),
+    f"{OPS}/elementwise.py:astype_backward: return (g.astype(saved.dtype, copy=False),)  ->  "
+    "return (g.astype(saved.dtype, copy=True),)": "a copy has the same numbers",
+    f"{OPS}/experts.py:experts_in_backward_input:   ->  x = 0 * x": "only shape and dtype of x are read",
+    f"{OPS}/experts.py:experts_in_backward_weight:   ->  weight = 0 * weight": (
+        "only shape and dtype of the weight are read"
+    ),
+    f"{OPS}/experts.py:experts_out_backward_input: gate, up = xp.split(gate_up, 2, axis=-1)  ->  "
+    "gate, up = xp.split(gate_up, 2, axis=1)": "the last axis of a matrix is axis 1",
+    f"{OPS}/experts.py:experts_out_backward_input: grad_weights = (u * gate * sigma * up).sum(axis=-1)[position]"
+    "  ->  grad_weights = (u * gate * sigma * up).sum(axis=1)[position]": "the last axis of a matrix is axis 1",
+    f"{OPS}/experts.py:experts_out_backward_input: grad_gate_up = xp.concatenate([grad_gate, grad_h * gate * "
+    "sigma], axis=-1)  ->  grad_gate_up = xp.concatenate([grad_gate, grad_h * gate * sigma], axis=1)": (
+        "the last axis of a matrix is axis 1"
+    ),
+}
 
 
 def reason(name: str) -> str | None:

@@ -38,42 +38,46 @@ UNBROADCAST = {"fit", "sum_to"}
 
 
 class Mutation(NamedTuple):
-    """What was changed: the kind, the line before and after, and the changed function."""
+    """What was changed: the kind, the statement before and after, and how to make the changed function."""
 
     kind: str
     line: int
     before: str
     after: str
-    function: ast.FunctionDef
+    bare: ast.FunctionDef
+    path: "Path"
+    change: Callable[[Any], Any]
 
-    @property
-    def name(self) -> str:
-        """The change, without where it stands in the file."""
-        return f"{self.before}  ->  {self.after}"
+    def function(self) -> ast.FunctionDef:
+        """The changed function, ready to be compiled."""
+        mutant = copy.deepcopy(self.bare)
+        put(mutant, self.path, self.change(at(mutant, self.path)))
+        return ast.fix_missing_locations(mutant)
 
 
 def mutations(function: ast.FunctionDef) -> list[Mutation]:
-    """All mutations of a function, those that give the same text once."""
+    """All mutations of a function, those of a statement that give the same text once."""
     bare = copy.deepcopy(function)
     bare.decorator_list = []
     if isinstance(bare.body[0], ast.Expr) and isinstance(bare.body[0].value, ast.Constant):
         bare.body = bare.body[1:] or [ast.Pass()]
-    original = ast.unparse(bare)
-    found, seen = [], {original}
+    found, seen = [], set()
     for path in paths(bare):
-        for kind, change in changes(at(bare, path)):
-            mutant = copy.deepcopy(bare)
+        node = at(bare, path)
+        for kind, change in changes(node):
+            home, inner = statement(bare, path)
+            original = ast.unparse(at(bare, home))
+            holder = ast.Module([copy.deepcopy(at(bare, home))], [])
             try:
-                put(mutant, path, change(copy.deepcopy(at(bare, path))))
-                ast.fix_missing_locations(mutant)
-                text = ast.unparse(mutant)
+                put(holder, (("body", 0), *inner), change(at(holder, (("body", 0), *inner))))
+                text = ast.unparse(ast.fix_missing_locations(holder))
             except (ValueError, TypeError, AttributeError):
                 continue
-            if text not in seen:
-                seen.add(text)
+            if text != original and (home, text) not in seen:
+                seen.add((home, text))
                 before, after = difference(original, text)
-                line = getattr(at(bare, path), "lineno", function.lineno)
-                found.append(Mutation(kind, line, before, after, mutant))
+                line = getattr(node, "lineno", function.lineno)
+                found.append(Mutation(kind, line, before, after, bare, path, change))
     return found
 
 
@@ -99,6 +103,12 @@ def at(node: Any, path: Path) -> Any:
         node = getattr(node, name)
         node = node if place is None else node[place]
     return node
+
+
+def statement(function: ast.FunctionDef, path: "Path") -> tuple["Path", "Path"]:
+    """The path cut in two: to the innermost statement on the way, and from there on."""
+    cuts = [n for n in range(1, len(path) + 1) if isinstance(at(function, path[:n]), ast.stmt)]
+    return path[: cuts[-1]], path[cuts[-1] :]
 
 
 def put(node: Any, path: Path, value: Any) -> None:

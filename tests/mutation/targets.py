@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +108,7 @@ def shared_helpers() -> Iterator[Target]:
         )
 
 
-@lru_cache
+@cache
 def mutants(target: Target) -> list[tuple[Mutant, Mutation]]:
     """The mutants of one target."""
     found = mutations(functions(target.file)[target.function])
