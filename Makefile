@@ -19,7 +19,7 @@ PYTEST = seconds=$$(cat $(SETUP_SECONDS) 2>/dev/null); rm -f $(SETUP_SECONDS); S
     $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench oracle clean
+.PHONY: help demo test test-all lint bench mutation oracle clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 12
@@ -53,6 +53,9 @@ lint: $(INSTALLED)  ## style, formatting, directions of imports, types
 
 bench: $(ORACLE)/.installed  ## speed and memory beside peers and the limits of this machine
 	$(ORACLE)/bin/python -m benchmarks
+
+mutation: $(INSTALLED)  ## one slip at a time in every derivative: do the tests notice? (an hour or two)
+	nice $(BIN)/python -m tests.mutation --workers $(WORKERS)
 
 $(ORACLE)/.installed: $(SOURCES)
 	@echo "setting up $(ORACLE) with torch and transformers (once, some minutes)"

@@ -5,6 +5,8 @@ stands for any rest.
 """
 
 OPS = "tinygrad_ds/ops"
+LAST = "the last axis of a matrix is axis 1"
+OUT = f"{OPS}/experts.py:experts_out_backward_input"
 EQUIVALENT: dict[str, str] = {
     f"{OPS}/activation.py:logistic: return xp.where(x >= 0, 1, e) / (1 + e)  ->  "
     "return xp.where(x > 0, 1, e) / (1 + e)": "at x = 0 both branches are 1, for e = e^0",
@@ -18,14 +20,14 @@ EQUIVALENT: dict[str, str] = {
     f"{OPS}/experts.py:experts_in_backward_weight:   ->  weight = 0 * weight": (
         "only shape and dtype of the weight are read"
     ),
-    f"{OPS}/experts.py:experts_out_backward_input: gate, up = xp.split(gate_up, 2, axis=-1)  ->  "
-    "gate, up = xp.split(gate_up, 2, axis=1)": "the last axis of a matrix is axis 1",
-    f"{OPS}/experts.py:experts_out_backward_input: grad_weights = (u * gate * sigma * up).sum(axis=-1)[position]"
-    "  ->  grad_weights = (u * gate * sigma * up).sum(axis=1)[position]": "the last axis of a matrix is axis 1",
-    f"{OPS}/experts.py:experts_out_backward_input: grad_gate_up = xp.concatenate([grad_gate, grad_h * gate * "
-    "sigma], axis=-1)  ->  grad_gate_up = xp.concatenate([grad_gate, grad_h * gate * sigma], axis=1)": (
-        "the last axis of a matrix is axis 1"
-    ),
+    f"{OUT}: gate, up = xp.split(gate_up, 2, axis=-1)  ->  gate, up = xp.split(gate_up, 2, axis=1)": LAST,
+    f"{OUT}: grad_weights = (u * gate * sigma * up).sum(axis=-1)[position]  ->  "
+    "grad_weights = (u * gate * sigma * up).sum(axis=1)[position]": LAST,
+    f"{OUT}: grad_gate_up = xp.concatenate([grad_gate, grad_h * gate * sigma], axis=-1)  ->  "
+    "grad_gate_up = xp.concatenate([grad_gate, grad_h * gate * sigma], axis=1)": LAST,
+    f"{OPS}/elementwise.py:_bound: return kind.type(bound) if isinstance(bound, int | float) and "
+    "is_floating(kind) else bound  ->  return kind.type(bound) if isinstance(bound, float) and "
+    "is_floating(kind) else bound": "NumPy keeps bfloat16 beside a whole number by itself",
 }
 
 
