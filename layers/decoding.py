@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-import tinygrad_ds as tg
 from layers.mla import MLA
 from layers.mlp import MLP
 from layers.moe import MoE
-from layers.norm import LATENT_EPS
-from tinygrad_ds.device import Array, namespace, place
+from layers.norm import LATENT_EPS, RMSNorm
+from tinygrad_ds.device import Array, place
 from tinygrad_ds.ops.decoding import (
     LatentAttentionWeights,
-    experts_step,
     latent_attention_step,
-    norm_linear_step,
+    mlp_step,
+    moe_step,
 )
 
 
@@ -52,8 +51,7 @@ def decode_step(model: Any, ids: np.ndarray, cache: Any, first: np.ndarray | Non
             latent_eps=LATENT_EPS,
             interleaved=a.interleaved,
         )
-        norm = block.post_attention_layernorm
-        x = x + feed_forward(block.mlp, x, norm.weight.data, norm.eps)
+        x = x + feed_forward(block.mlp, x, block.post_attention_layernorm)
     cache.advance(1)
     return x[:, None]
 
@@ -72,34 +70,27 @@ def attention_weights(a: MLA) -> LatentAttentionWeights:
     )
 
 
-def feed_forward(mlp: MLP | MoE, x: Array, norm: Array, eps: float) -> Array:
+def feed_forward(mlp: MLP | MoE, x: Array, norm: RMSNorm) -> Array:
     """FFN(RMSNorm(x)) of one block. x (batch, hidden) -> (batch, hidden)."""
     if isinstance(mlp, MLP):
         gate_up, down = mlp.gate_up_proj.weight.data, mlp.down_proj.weight.data
-        x_hat, _ = norm_linear_step(x, norm, gate_up[:0], eps=eps)
-        module, one = namespace(x), (len(x), 1)  # an only expert, which every row takes in full
-        weights, indices = module.ones(one, x.dtype), module.zeros(one, dtype=np.int64)
-        return experts_step(x_hat, weights, indices, gate_up[None], down[None], gate_up[:0], down[:, :0])
-    x_hat, logits = norm_linear_step(x, norm, mlp.gate.weight.data, eps=eps)
+        return mlp_step(x, norm.weight.data, gate_up, down, eps=norm.eps)
     bias = getattr(mlp.gate, "e_score_correction_bias", None)
-    rules = mlp.gate.rules
-    chosen = tg.router_selection(logits, *([] if bias is None else [bias.data]), **rules)
-    weights, indices = chosen.weights.data, chosen.indices.data
-    mlp.chosen, mlp.weights = indices[:, None], weights[:, None]
-    shared = getattr(mlp, "shared_experts", None)
-    module = namespace(x)
-    if shared is None:
-        hidden = x.shape[1]
-        shared_gate_up, shared_down = module.empty((0, hidden), x.dtype), module.empty((hidden, 0), x.dtype)
+    if hasattr(mlp, "shared_experts"):
+        shared = mlp.shared_experts.gate_up_proj.weight.data, mlp.shared_experts.down_proj.weight.data
     else:
-        shared_gate_up, shared_down = shared.gate_up_proj.weight.data, shared.down_proj.weight.data
-    experts = mlp.experts
-    return experts_step(
-        x_hat,
-        weights,
-        indices,
-        experts.gate_up_proj.data,
-        experts.down_proj.data,
-        shared_gate_up,
-        shared_down,
+        nothing = mlp.gate.weight.data[:0]  # (0, hidden)
+        shared = nothing, nothing.T
+    y, weights, indices = moe_step(
+        x,
+        norm.weight.data,
+        mlp.gate.weight.data,
+        None if bias is None else bias.data,
+        mlp.experts.gate_up_proj.data,
+        mlp.experts.down_proj.data,
+        *shared,
+        eps=norm.eps,
+        **mlp.gate.rules,
     )
+    mlp.chosen, mlp.weights = indices[:, None], weights[:, None]
+    return y

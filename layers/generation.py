@@ -115,14 +115,21 @@ def decode(
         h = model.hidden(window, cache, first if first.any() else None).data  # (batch, columns, hidden)
         logits = to_host(model.head(Tensor(h[:, known - 1 :])).data)  # (batch, drafts + 1, vocab)
         check_finite(logits, rows)
-        p, u = sampler.distribution(logits), sampler.numbers(rows.made, logits.shape[1])
-        accepted, following = verify(p, drafts, q, u)
+        if drafter is None and sampler.temperature == 0:  # what a distribution with one token comes to
+            accepted, following = np.zeros(batch, dtype=int), logits[:, 0].argmax(axis=-1)
+        else:
+            p, u = sampler.distribution(logits), sampler.numbers(rows.made, logits.shape[1])
+            accepted, following = verify(p, drafts, q, u)
         for row in np.flatnonzero(rows.live).tolist():
             useful = min(drafts.shape[1], rows.limit - rows.made[row] - 1)
             said = rows.say(row, [*drafts[row, : accepted[row]].tolist(), int(following[row])])
             stats.count(useful, min(accepted[row], useful, said), said)
         if not rows.live.any():
             return
+        if drafter is None:
+            first = np.where(rows.live, first, cache.length)  # a row that ended sees nothing
+            window = following[:, None]
+            continue
         # Rows keep different numbers of columns: shorter ones move right, over their refused drafts.
         kept = known + accepted
         columns = int(kept[rows.live].max())
@@ -130,13 +137,13 @@ def decode(
         tokens = np.pad(window[:, 1:columns], ((0, 0), (0, 1)))  # (batch, columns): each column's next one
         tokens[np.arange(batch), kept - 1] = following
         count = min(modules, int((rows.limit - rows.made)[rows.live].max()) - 1)
-        if drafter is not None and count:
+        if count:
             drafts, q = drafter.propose(h[:, :columns], tokens, kept, first, count, sampler, rows.made)
         else:
             drafts, q = drafts[:, :0], q[:, :0]
         cache.truncate(start + columns)
         cache.shift_right(columns - kept)
-        first = np.where(rows.live, first + columns - kept, cache.length)  # a row that ended sees nothing
+        first = np.where(rows.live, first + columns - kept, cache.length)
         window = np.concatenate([following[:, None], drafts], axis=1)
 
 

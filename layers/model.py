@@ -20,9 +20,10 @@ from layers.moe import MoE
 from layers.mtp import MTPModule
 from layers.norm import RMSNorm
 from layers.rope import Rotary
-from tinygrad_ds import Tensor
+from tinygrad_ds import Tensor, settings
 from tinygrad_ds.device import Array, generator, place, to_host
 from tinygrad_ds.dtypes import dtype as named_dtype
+from tinygrad_ds.ops.decoding import linear_step
 from tinygrad_ds.tensor import plain
 
 
@@ -145,7 +146,10 @@ class DeepSeekModel(Module):
 
     def head(self, h: Tensor) -> Tensor:
         """h (.., hidden) after a final norm -> logits (.., vocab)."""
-        return tg.linear(h, self.head_weight)
+        if settings.current().recording:
+            return tg.linear(h, self.head_weight)
+        rows = h.data.reshape(-1, h.shape[-1])
+        return Tensor(linear_step(rows, self.head_weight.data).reshape(*h.shape[:-1], -1))
 
     @property
     def head_weight(self) -> Tensor:

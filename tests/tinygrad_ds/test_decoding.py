@@ -10,9 +10,10 @@ from tinygrad_ds.inference import inference_functions
 from tinygrad_ds.kernels.table import INFERENCE_TWINS
 from tinygrad_ds.ops.decoding import (
     LatentAttentionWeights,
-    experts_step,
     latent_attention_step,
-    norm_linear_step,
+    linear_step,
+    mlp_step,
+    moe_step,
 )
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}
@@ -77,55 +78,75 @@ def test_attention_twin_equals_reference(seed, dtype, sizes, r_q, length, interl
 @given(
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from(["float64", "float32"]),
-    batch=st.integers(0, 4),
-    shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(0, 3)),
+    batch=st.integers(1, 5),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(2, 5), st.integers(1, 3)),
     shared=st.integers(0, 7),
+    biased=st.booleans(),
 )
-def test_experts_twin_and_reference_equal_the_primitives(seed, dtype, batch, shape, shared):
+def test_moe_twin_and_reference_equal_the_primitives(seed, dtype, batch, shape, shared, biased):
     hidden, width, experts, chosen = shape
     rng = np.random.default_rng(seed)
 
     def draw(*sizes):
         return rng.normal(size=sizes).astype(dtype)
 
-    chosen = min(chosen, experts)
-    picks = [np.sort(rng.permutation(experts)[:chosen]) for _ in range(batch)]
-    indices = np.array(picks, dtype=np.int64).reshape(batch, chosen)
-    x, weights = draw(batch, hidden), draw(batch, chosen)
+    rules = {
+        "num_experts_per_tok": min(chosen, experts),
+        "n_group": 1,
+        "topk_group": 1,
+        "scoring_func": "sigmoid",
+        "topk_method": None,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+    }
+    x, norm, router, bias = draw(batch, hidden), draw(hidden), draw(experts, hidden), draw(experts)
     gate_up, down = draw(experts, 2 * width, hidden), draw(experts, hidden, width)
     shared_gate_up, shared_down = draw(2 * shared, hidden), draw(hidden, shared)
-    arguments = (x, weights, indices, gate_up, down, shared_gate_up, shared_down)
-    y = experts_step.reference(*arguments)
+    arguments = (x, norm, router, bias if biased else None, gate_up, down, shared_gate_up, shared_down)
+    y, weights, indices = moe_step.reference(*arguments, eps=1e-6, **rules)
 
-    sent = tg.dispatch(x, indices, num_experts=experts)
+    x_hat = tg.rmsnorm(x, norm)
+    chosen = tg.router_selection(tg.linear(x_hat, router), *([bias] if biased else []), **rules)
+    sent = tg.dispatch(x_hat, chosen.indices, num_experts=experts)
     gate, up = tg.split(tg.grouped_linear(sent.rows, gate_up, sent.offsets), sections=2, axis=-1)
     rows = tg.grouped_linear(tg.swiglu(gate, up), down, sent.offsets)
-    of_shared = tg.linear(tg.swiglu(*tg.split(tg.linear(x, shared_gate_up), 2, -1)), shared_down)
-    by_primitives = (tg.combine(rows, weights, sent.position) + of_shared).data
-    for other in (by_primitives, experts_step.fused["cpu"](*arguments)):
+    of_shared = tg.linear(tg.swiglu(*tg.split(tg.linear(x_hat, shared_gate_up), 2, -1)), shared_down)
+    by_primitives = (tg.combine(rows, chosen.weights, sent.position) + of_shared).data
+    twin = moe_step.fused["cpu"](*arguments, eps=1e-6, **rules)
+    assert np.array_equal(twin[2], indices) and np.array_equal(chosen.indices.data, indices)
+    np.testing.assert_allclose(twin[1], weights, rtol=TOLERANCE[dtype])
+    for other in (by_primitives, twin[0]):
         assert other.dtype == dtype
-        largest = max(1.0, np.abs(y).max(initial=0.0))
-        assert np.abs(other - y).max(initial=0.0) <= TOLERANCE[dtype] * largest
+        assert np.abs(other - y).max() <= TOLERANCE[dtype] * max(1.0, np.abs(y).max())
 
 
 @given(
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from(["float64", "float32"]),
-    sizes=st.tuples(*[st.integers(0, 40) for _ in range(2)]),
+    sizes=st.tuples(*[st.integers(1, 20) for _ in range(3)]),
 )
-def test_norm_linear_twin_equals_reference(seed, dtype, sizes):
-    batch, out = sizes
+def test_mlp_and_linear_twins_equal_their_references(seed, dtype, sizes):
+    batch, hidden, width = sizes
     rng = np.random.default_rng(seed)
-    x, norm, weight = (rng.normal(size=shape).astype(dtype) for shape in ((batch, 6), (6,), (out, 6)))
-    expected = norm_linear_step.reference(x, norm, weight, eps=1e-6)
-    for a, b in zip(norm_linear_step.fused["cpu"](x, norm, weight, eps=1e-6), expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    shapes = ((batch, hidden), (hidden,), (2 * width, hidden), (hidden, width))
+    x, norm, gate_up, down = (rng.normal(size=shape).astype(dtype) for shape in shapes)
+    for function, arguments, options in (
+        (mlp_step, (x, norm, gate_up, down), {"eps": 1e-6}),
+        (linear_step, (x, gate_up), {}),
+    ):
+        twin, reference = (
+            function.fused["cpu"](*arguments, **options),
+            function.reference(*arguments, **options),
+        )
+        if twin is not NotImplemented:
+            largest = max(1.0, np.abs(reference).max())
+            assert twin.dtype == dtype and np.abs(twin - reference).max() <= TOLERANCE[dtype] * largest
 
 
 def test_twins_leave_what_they_do_not_cover_to_the_reference():
-    x, norm, weight = np.ones((2, 3), np.float16), np.ones(3, np.float16), np.ones((4, 3), np.float16)
-    assert norm_linear_step.fused["cpu"](x, norm, weight, eps=1e-6) is NotImplemented
-    assert norm_linear_step(x, norm, weight, eps=1e-6)[1].shape == (2, 4)
+    x, weight = np.ones((2, 3), np.float16), np.ones((4, 3), np.float16)
+    assert linear_step.fused["cpu"](x, weight) is NotImplemented
+    assert linear_step(x, weight).shape == (2, 4)
 
 
 @pytest.mark.parametrize("device", sorted(INFERENCE_TWINS))

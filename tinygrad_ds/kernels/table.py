@@ -26,9 +26,10 @@ TWINS: dict[str, dict[str, str]] = {
 # The same for the functions of tinygrad_ds/inference.py.
 INFERENCE_TWINS: dict[str, dict[str, str]] = {
     "cpu": {
-        "experts_step": "decoding",
         "latent_attention_step": "decoding",
-        "norm_linear_step": "decoding",
+        "linear_step": "decoding",
+        "mlp_step": "decoding",
+        "moe_step": "decoding",
     },
     "cuda": {},
 }

@@ -6,11 +6,12 @@ additions to the residual stream are one function each, with the norm in front o
 
 from typing import NamedTuple
 
-from tinygrad_ds.device import Array, namespace
+from tinygrad_ds.device import Array, namespace, to_host
 from tinygrad_ds.inference import inference
 from tinygrad_ds.ops.activation import silu, softmax
 from tinygrad_ds.ops.norm import rmsnorm
 from tinygrad_ds.ops.rope import rope
+from tinygrad_ds.ops.routing import router_selection
 
 
 class LatentAttentionWeights(NamedTuple):
@@ -62,29 +63,35 @@ def latent_attention_step(
 
 
 @inference
-def norm_linear_step(x, norm, weight, *, eps):
-    """x_hat = RMSNorm(x) and W x_hat: the router's logits, or the head's.
-
-    x (batch, hidden), norm (hidden,), weight (out, hidden) -> x_hat (batch, hidden), y (batch, out).
-    """
-    x = rmsnorm.forward(x, norm, eps=eps)[0]
-    return x, x @ weight.T
+def linear_step(x, weight):
+    """y = W x, the head's logits. x (rows, hidden), weight (out, hidden) -> y (rows, out)."""
+    return x @ weight.T
 
 
 @inference
-def experts_step(x, choice_weights, indices, gate_up, down, shared_gate_up, shared_down):
-    """y = sum_k w_k FFN_{e_k}(x) + FFN_shared(x), reading the weights of the chosen experts only.
+def mlp_step(x, norm, gate_up, down, *, eps):
+    """y = FFN(RMSNorm(x)).
 
-    x (batch, hidden), choice_weights and indices (batch, K), gate_up (E, 2 width, hidden), down (E, hidden,
-    width), shared_gate_up (2 width_s, hidden), shared_down (hidden, width_s), where width_s may be 0
-    -> y (batch, hidden).
+    x (batch, hidden), norm (hidden,), gate_up (2 width, hidden), down (hidden, width) -> y (batch, hidden).
     """
+    return _ffn(rmsnorm.forward(x, norm, eps=eps)[0], gate_up, down)
+
+
+@inference
+def moe_step(x, norm, router, bias, gate_up, down, shared_gate_up, shared_down, *, eps, **rules):
+    """y = sum_k w_k FFN_{e_k}(x_hat) + FFN_shared(x_hat), x_hat = RMSNorm(x); only chosen experts are read.
+
+    x (batch, hidden), norm (hidden,), router (E, hidden), bias (E,) or None, gate_up (E, 2 width, hidden),
+    down (E, hidden, width), shared_gate_up (2 width_s, hidden), shared_down (hidden, width_s), where width_s
+    may be 0; rules: the options of `router_selection` -> y (batch, hidden), weights and indices (batch, K).
+    """
+    x = rmsnorm.forward(x, norm, eps=eps)[0]
+    chosen, _ = router_selection.forward(x @ router.T, *([] if bias is None else [bias]), **rules)
     y = _ffn(x, shared_gate_up, shared_down)
-    for row in range(len(x)):
-        for k in range(indices.shape[1]):
-            e = int(indices[row, k])
-            y[row] += choice_weights[row, k] * _ffn(x[row : row + 1], gate_up[e], down[e])[0]
-    return y
+    for row, experts in enumerate(to_host(chosen.indices).tolist()):
+        for k, e in enumerate(experts):
+            y[row] += chosen.weights[row, k] * _ffn(x[row : row + 1], gate_up[e], down[e])[0]
+    return y, chosen.weights, chosen.indices
 
 
 def _ffn(x: Array, gate_up: Array, down: Array) -> Array:
