@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -148,8 +149,9 @@ class DeepSeekModel(Module):
         """h (.., hidden) after a final norm -> logits (.., vocab)."""
         if settings.current().recording:
             return tg.linear(h, self.head_weight)
-        rows = h.data.reshape(-1, h.shape[-1])
-        return Tensor(linear_step(rows, self.head_weight.data).reshape(*h.shape[:-1], -1))
+        weight, leading = self.head_weight.data, h.shape[:-1]
+        rows = h.data.reshape(prod(leading), h.shape[-1])
+        return Tensor(linear_step(rows, weight).reshape(*leading, len(weight)))
 
     @property
     def head_weight(self) -> Tensor:

@@ -6,6 +6,8 @@ for all heads. The experts' kernel cuts the width of every chosen expert into SL
 the slices in order.
 """
 
+import sys
+
 import numpy as np
 from numba import njit, prange
 
@@ -16,6 +18,7 @@ from tinygrad_ds.kernels.cpu.routing import choose, options_of_select
 
 SLICES = 2
 MOST_ROWS = 16  # of a batch that these kernels serve better than BLAS
+NEVER = sys.maxsize
 PARALLEL_FROM = 1 << 10  # numbers in all rows: below, waking a thread takes longer than it saves
 
 
@@ -270,7 +273,7 @@ def _latent_attention(
             _times(o_weight, o, y[b])
 
 
-@kernel("(T[:, ::1], T[::1], T, T[:, ::1])", parallel_from=PARALLEL_FROM)
+@kernel("(T[:, ::1], T[::1], T, T[:, ::1])", parallel_from=NEVER)
 def _norms(x, norm, eps, x_hat):
     for b in range(len(x)):
         _norm(x[b], norm, eps, x_hat[b])
@@ -285,7 +288,7 @@ def _linear(x, weight, y):
 @kernel(
     "(T[:, ::1], T[::1], T[:, ::1], T[::1], boolean, intp, intp, intp, T, T, boolean, T, T, T, T[:, ::1],"
     " T[:, ::1], int64[:, ::1])",
-    parallel_from=PARALLEL_FROM,
+    parallel_from=NEVER,
 )
 def _route(
     x,
