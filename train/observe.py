@@ -89,8 +89,8 @@ def write(model: DeepSeekModel, tokenizer: Tokenizer, prompt: str, length: int) 
 class TimeLimit:
     """Shortens the run so that it takes `seconds`: less is left to do, and the learning rate falls sooner.
 
-    The clock starts at the third step of a session, since the first ones may compile, and is looked at from
-    `steps` steps later on; what earlier sessions took is in `before`. Where the machine is fast enough nothing
+    The clock starts at the third step of a session, since the first ones may compile. It is looked at from
+    `steps` steps later on; what earlier sessions took is in `before`. On a fast machine nothing
     changes, and the run is the same in every bit whatever the clock says.
     """
 
