@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from tinygrad_ds.kernels.cpu import lanes
+from tinygrad_ds.kernels.cpu import lanes, tiles
 
 DTYPES = [np.float32, np.float64]
 
@@ -15,12 +15,12 @@ def normal(*shape, dtype, seed=0):
 
 @numba.njit
 def _set(a, b, c):
-    lanes.set_product(a, b, c)
+    tiles.set_product(a, b, c)
 
 
 @numba.njit
 def _add(a, b, c):
-    lanes.add_product(a, b, c)
+    tiles.add_product(a, b, c)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -37,6 +37,19 @@ def test_products(rows, dtype):
             _add(layout(a), b, memory[1:-1])
             assert np.allclose(memory[1:-1], 2 * (a @ b), rtol=1e-5, atol=1e-5)
             assert (memory[0] == 7).all() and (memory[-1] == 7).all()
+
+
+@numba.njit
+def _turn(x, out):
+    lanes.turn(x, 1, out, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_turn(dtype):
+    width = lanes.BYTES // np.dtype(dtype).itemsize
+    x, out = normal(width, width + 2, dtype=dtype), np.zeros((width + 3, width), dtype)
+    _turn(x, out)
+    assert np.array_equal(out[2:-1], x[:, 1:-1].T) and not out[:2].any() and not out[-1].any()
 
 
 @numba.njit

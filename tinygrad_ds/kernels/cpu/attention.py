@@ -7,7 +7,7 @@ visited. Two numbers are saved for each query, its largest score and one over it
 computes P again from them.
 
 All heads that share keys are one long row of queries, so that a new token of many heads fills the lanes
-too. Arrays may have any strides, and results are laid out in memory as q, k and v are.
+too. Heads are read where they lie, and results are laid out in memory as q, k and v are.
 """
 
 from typing import NamedTuple
@@ -17,17 +17,8 @@ import numpy as np
 from numba import prange
 
 from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
-from tinygrad_ds.kernels.cpu.lanes import (
-    BYTES,
-    add_product,
-    exp,
-    larger,
-    load,
-    set_product,
-    splat,
-    store,
-    where_less,
-)
+from tinygrad_ds.kernels.cpu.lanes import BYTES, exp, larger, load, splat, store, turn, where_less
+from tinygrad_ds.kernels.cpu.tiles import add_product, set_product
 from tinygrad_ds.ops.attention import check_shapes
 
 KEYS = 96  # in a block
@@ -54,8 +45,8 @@ def attention(q, k, v, *, causal=True, scale=None, first=None):
     batch, heads, time_q, d = q.shape
     scale = d**-0.5 if scale is None else float(scale)
     first = np.zeros((batch, time_q), np.int64) if first is None else np.ascontiguousarray(first, np.int64)
-    q, k, v = _aligned(q), _aligned(k), _aligned(v)
-    y = np.empty_like(q, shape=(batch, heads, time_q, v.shape[-1]))
+    q, k, v = _readable(q), _readable(k), _readable(v)
+    y = _like(q, v.shape[-1])
     largest, over_sum = np.empty((2, batch, heads, time_q), q.dtype)
     _attend_all(q, k, v, first, causal, scale, y, largest, over_sum)
     return y, AttentionSaved(q, k, v, y, first, largest, over_sum, causal, scale)
@@ -63,15 +54,30 @@ def attention(q, k, v, *, causal=True, scale=None, first=None):
 
 def attention_backward(saved, g):
     q, k, v, y, first, largest, over_sum, causal, scale = saved
-    grad_q, grad_k, grad_v = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    d, d_v = q.shape[-1], v.shape[-1]
+    grad_q = _like(q, d)
+    grad_k, grad_v = (_like(x, _whole_lanes(x.shape[-1], x.dtype), np.zeros) for x in (k, v))
     _differentiate_all(
-        q, k, v, first, causal, scale, y, largest, over_sum, _aligned(g), grad_q, grad_k, grad_v
+        q, k, v, first, causal, scale, y, largest, over_sum, _readable(g), grad_q, grad_k, grad_v
     )
-    return grad_q, grad_k, grad_v
+    return grad_q, grad_k[..., :d], grad_v[..., :d_v]
 
 
-def _aligned(array):
-    return array if array.flags.aligned else array.copy()
+def _like(array, size, make=np.empty):
+    """An array of rows of `size` numbers that lie in memory in the order of those of `array`."""
+    order = sorted(range(3), key=lambda axis: -array.strides[axis])
+    memory = make([*(array.shape[axis] for axis in order), size], array.dtype)
+    return memory.transpose(*(order.index(axis) for axis in range(3)), 3)
+
+
+def _whole_lanes(size, dtype):
+    width = BYTES // dtype.itemsize
+    return (size + width - 1) // width * width
+
+
+def _readable(array):
+    """`array`, copied unless its last axis is in one piece."""
+    return array if array.flags.aligned and array.strides[-1] == array.itemsize else array.copy()
 
 
 _INPUT, _OUTPUT, _ROWS = "Array(T, 4, 'A', 1)", "Array(T, 4, 'A')", "T[:, :, ::1]"
@@ -86,30 +92,27 @@ def _attend_all(q, k, v, first, causal, scale, y, largest, over_sum):
     group = heads // kv_heads
     strips = (group * time_q + width - 1) // width
     count = batch * kv_heads * strips
-    for part in prange(PARTS):
-        q_t, y_t = np.zeros((d, width), q.dtype), np.empty((v.shape[3], width), q.dtype)
+    parts = min(PARTS, count)
+    for part in prange(parts):
+        queries, results = _strip(d, q), _strip(v.shape[3], q)
         s_t, rows = np.empty((KEYS, width), q.dtype), np.empty((4, width), q.dtype)
-        for task in range(share(part, count), share(part + 1, count)):
+        for task in range(part * count // parts, (part + 1) * count // parts):
             b, kv_head, strip = task // strips // kv_heads, task // strips % kv_heads, task % strips
             head = slice(kv_head * group, (kv_head + 1) * group)
-            keys, values = k[b, kv_head], v[b, kv_head]
+            inputs = q[b, head], k[b, kv_head], v[b, kv_head], first[b]
             outputs = y[b, head], largest[b, head], over_sum[b, head]
-            _attend(
-                q[b, head], keys, values, first[b], causal, scale, strip * width, outputs, q_t, s_t, y_t, rows
-            )
+            _attend(inputs, causal, scale, strip * width, outputs, queries, results, s_t, rows)
 
 
 @_inner
-def _attend(q, k, v, first, causal, scale, start, outputs, q_t, s_t, y_t, rows):
+def _attend(inputs, causal, scale, start, outputs, queries, results, s_t, rows):
     """One strip: the queries from number `start` on of a group. q (group, time_q, d), k (time_k, d)."""
-    y, largest, over_sum = outputs
-    low, high, time_q = rows[:1], rows[1:2], q.shape[1]
+    (q, k, v, first), (y, largest, over_sum) = inputs, outputs
+    low, high = rows[:1], rows[1:2]
     filled, first_key, last_key, all_from, all_to = _seen(first, causal, start, q, k, low, high)
-    for lane in range(filled):
-        h, i = (start + lane) // time_q, (start + lane) % time_q
-        for c in range(q.shape[2]):
-            q_t[c, lane] = q[h, i, c] * scale
     zero, nothing = splat(0, s_t), splat(-np.inf, s_t)
+    store(splat(scale, s_t), rows, 2, 0)
+    q_t, y_t = _gather(q, start, filled, rows[2], queries), results[1]
     for c in range(y_t.shape[0]):
         store(zero, y_t, c, 0)
     m, total = nothing, zero
@@ -129,19 +132,66 @@ def _attend(q, k, v, first, causal, scale, start, outputs, q_t, s_t, y_t, rows):
             p = exp(load(s, n, 0) - base)
             store(p, s, n, 0)
             total = total + p
-        for c in range(y_t.shape[0]):
+        for c in range(v.shape[1]):
             store(load(y_t, c, 0) * shrink, y_t, c, 0)
-        add_product(v[j : j + count].T, s, y_t)
+        add_product(v[j : j + count].T, s, y_t[: v.shape[1]])
     r = where_less(zero, total, splat(1, s_t) / total, total)
     store(where_less(nothing, m, m, zero), rows, 2, 0)
     store(r, rows, 3, 0)
-    for c in range(y_t.shape[0]):
+    for c in range(v.shape[1]):
         store(load(y_t, c, 0) * r, y_t, c, 0)
+    _scatter(results, y, start, filled)
     for lane in range(filled):
-        h, i = (start + lane) // time_q, (start + lane) % time_q
+        h, i = _place(start + lane, q)
         largest[h, i], over_sum[h, i] = rows[2, lane], rows[3, lane]
-        for c in range(y_t.shape[0]):
-            y[h, i, c] = y_t[c, lane]
+
+
+@_inner
+def _strip(d, like):
+    """Room for d numbers a query, filled up to whole lanes: a row for each query, and turned."""
+    width = BYTES // like.itemsize
+    size = (d + width - 1) // width * width
+    return np.zeros((width, size), like.dtype), np.zeros((size, width), like.dtype)
+
+
+@_inner
+def _place(number, x):
+    """The head and the time of a query, counted through the group that x (group, time_q, ..) is."""
+    return number // x.shape[1], number % x.shape[1]
+
+
+@_inner
+def _gather(x, start, filled, factors, strip):
+    """The rows of a strip's queries, each times its factor; lanes behind the last repeat it."""
+    rows, turned = strip
+    width = turned.shape[1]
+    for lane in range(width):
+        h, i = _place(start + min(lane, filled - 1), x)
+        head, factor, whole = x[h], factors[lane], x.shape[2] // width * width
+        by = splat(factor, rows)
+        for c in range(0, whole, width):
+            store(load(head, i, c) * by, rows, lane, c)
+        for c in range(whole, x.shape[2]):
+            rows[lane, c] = head[i, c] * factor
+    for c in range(0, rows.shape[1], width):
+        turn(rows, c, turned, c)
+    return turned
+
+
+@_inner
+def _scatter(strip, x, start, filled):
+    """The way back: what is in the lanes of a strip to the rows of its queries."""
+    rows, turned = strip
+    width = turned.shape[1]
+    for c in range(0, rows.shape[1], width):
+        turn(turned[c:], 0, rows[:, c:], 0)
+    for lane in range(filled):
+        h, i = _place(start + lane, x)
+        head, whole = x[h], x.shape[2] // width * width
+        for c in range(0, whole, width):
+            store(load(rows, lane, c), head, i, c)
+        for c in range(whole, x.shape[2]):
+            head[i, c] = rows[lane, c]
 
 
 @_inner
@@ -176,65 +226,47 @@ def _hide(s, j, low, high):
 
 @kernel(f"({_COMMON}, {_INPUT}, {_ROWS}, {_ROWS}, {_INPUT}, {_OUTPUT}, {_OUTPUT}, {_OUTPUT})")
 def _differentiate_all(q, k, v, first, causal, scale, y, largest, over_sum, g, grad_q, grad_k, grad_v):
-    kv_heads, time_k, d_v = v.shape[1:]
-    group, d, width = q.shape[1] // kv_heads, q.shape[3], BYTES // q.itemsize
-    count = q.shape[0] * kv_heads
+    kv_heads = k.shape[1]
+    group, count = q.shape[1] // kv_heads, q.shape[0] * kv_heads
     for part in prange(PARTS):
         for task in range(share(part, count), share(part + 1, count)):
             b, kv_head = task // kv_heads, task % kv_heads
             head = slice(kv_head * group, (kv_head + 1) * group)
-            dk = np.zeros((time_k, (d + width - 1) // width * width), q.dtype)
-            dv = np.zeros((time_k, (d_v + width - 1) // width * width), q.dtype)
-            keys, values = k[b, kv_head], v[b, kv_head]
+            inputs = q[b, head], k[b, kv_head], v[b, kv_head], first[b]
             outputs = y[b, head], largest[b, head], over_sum[b, head]
-            _differentiate(
-                q[b, head],
-                keys,
-                values,
-                first[b],
-                causal,
-                scale,
-                outputs,
-                g[b, head],
-                grad_q[b, head],
-                dk,
-                dv,
-            )
-            for j in range(time_k):
-                for c in range(d):
-                    grad_k[b, kv_head, j, c] = dk[j, c]
-                for c in range(d_v):
-                    grad_v[b, kv_head, j, c] = dv[j, c]
+            gradients = grad_q[b, head], grad_k[b, kv_head], grad_v[b, kv_head]
+            _differentiate(inputs, causal, scale, outputs, g[b, head], gradients)
 
 
 @_inner
-def _differentiate(q, k, v, first, causal, scale, outputs, g, grad_q, dk, dv):
-    """All strips of a group; adds to dk and dv, whose rows are filled up to whole lanes.
+def _differentiate(inputs, causal, scale, outputs, g, gradients):
+    """All strips of a group; adds to dk and dv.
 
     With r = over_sum and e = exp(S - largest), P = r e. The factor r goes into g' = r g, once for a query
     instead of once for each of its keys: dV = e^T g' and dS = e * (g' v^T - rowsum(g' * y)).
     """
-    y, largest, over_sum = outputs
+    (q, k, v, first), (y, largest, over_sum), (dq, dk, dv) = inputs, outputs, gradients
     group, time_q, d = q.shape
     d_v, width = v.shape[1], BYTES // q.itemsize
     rows = np.zeros((4, width), q.dtype)
-    low, high, m, mean = rows[:1], rows[1:2], rows[2:3], rows[3:]
-    q_t, q_rows = np.zeros((d, width), q.dtype), np.zeros((width, dk.shape[1]), q.dtype)
-    g_t, g_rows = np.zeros((d_v, width), q.dtype), np.zeros((width, dv.shape[1]), q.dtype)
+    low, high, m, factors = rows[:1], rows[1:2], rows[2:3], rows[3]
+    queries, slopes, results, changes = _strip(d, q), _strip(d_v, q), _strip(d_v, q), _strip(d, q)
     e_t, ds_t = np.empty((KEYS, width), q.dtype), np.empty((KEYS, width), q.dtype)
-    dq_t, zero, nothing = np.empty((d, width), q.dtype), splat(0, q_t), q.dtype.type(0)
+    zero, dq_t, none = splat(0, e_t), changes[1], q.dtype.type(0)
     for start in range(0, group * time_q, width):
         filled, first_key, last_key, all_from, all_to = _seen(first, causal, start, q, k, low, high)
+        factors[:] = scale
+        q_t = _gather(q, start, filled, factors, queries)
+        factors[:] = q.dtype.type(1)
+        y_t = _gather(y, start, filled, factors, results)
         for lane in range(width):
-            row = start + min(lane, filled - 1)
-            h, i = row // time_q, row % time_q
-            r = over_sum[h, i] if lane < filled else nothing
-            m[0, lane], mean[0, lane] = largest[h, i], 0
-            for c in range(d):
-                q_t[c, lane] = q_rows[lane, c] = q[h, i, c] * scale
-            for c in range(d_v):
-                g_t[c, lane] = g_rows[lane, c] = g[h, i, c] * r
-                mean[0, lane] += g_rows[lane, c] * y[h, i, c]
+            h, i = _place(start + min(lane, filled - 1), q)
+            m[0, lane] = largest[h, i]
+            factors[lane] = over_sum[h, i] if lane < filled else none
+        g_t = _gather(g, start, filled, factors, slopes)
+        base, mean = load(m, 0, 0), zero
+        for c in range(d_v):
+            mean = mean + load(g_t, c, 0) * load(y_t, c, 0)
         for c in range(d):
             store(zero, dq_t, c, 0)
         for j in range(first_key, last_key + 1, KEYS):
@@ -244,15 +276,14 @@ def _differentiate(q, k, v, first, causal, scale, outputs, g, grad_q, dk, dv):
             set_product(v[j : j + count], g_t, ds)
             if j < all_from or j + count - 1 > all_to:
                 _hide(e, j, low, high)
-            base, average = load(m, 0, 0), load(mean, 0, 0)
             for n in range(count):
                 p = exp(load(e, n, 0) - base)
                 store(p, e, n, 0)
-                store(p * (load(ds, n, 0) - average), ds, n, 0)
-            add_product(k[j : j + count].T, ds, dq_t)
-            add_product(ds, q_rows, dk[j : j + count])
-            add_product(e, g_rows, dv[j : j + count])
-        for lane in range(filled):
-            h, i = (start + lane) // time_q, (start + lane) % time_q
-            for c in range(d):
-                grad_q[h, i, c] = dq_t[c, lane] * scale
+                store(p * (load(ds, n, 0) - mean), ds, n, 0)
+            add_product(k[j : j + count].T, ds, dq_t[:d])
+            add_product(ds, queries[0], dk[j : j + count])
+            add_product(e, slopes[0], dv[j : j + count])
+        by = splat(scale, e_t)
+        for c in range(d):
+            store(load(dq_t, c, 0) * by, dq_t, c, 0)
+        _scatter(changes, dq, start, filled)
