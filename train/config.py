@@ -83,7 +83,7 @@ class Learning:
     """Share of the tokens after which that is."""
     balance_weight: float = 1e-4
     """Weight of the sequence-wise balance loss."""
-    bias_speed: float = 1e-3
+    bias_speed: float = 1e-2
     """How far the router's bias moves in a step, towards even loads; 0 at the end of the run."""
     bias_until: float = 14.3 / 14.8
     """Share of the tokens after which it stays."""
