@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--sample", type=int, metavar="N", help="so many, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=90.0, metavar="SECONDS", help="for one mutant")
+    parser.add_argument(
+        "--limit", type=float, default=90.0, metavar="SECONDS", help="of the processor, for one mutant"
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the mutants, try none")
     asked = parser.parse_args()
     found = chosen(asked.where, asked.only, asked.sample, asked.seed)

@@ -28,6 +28,9 @@ EQUIVALENT: dict[str, str] = {
     f"{OPS}/elementwise.py:_bound: return kind.type(bound) if isinstance(bound, int | float) and "
     "is_floating(kind) else bound  ->  return kind.type(bound) if isinstance(bound, float) and "
     "is_floating(kind) else bound": "NumPy keeps bfloat16 beside a whole number by itself",
+    f'{OPS}/matmul.py:_contract: return namespace(arrays[0]).einsum(f"{",".join(terms)}->{result}", *arrays, '
+    "optimize=True)  ->  return namespace(arrays[0]).einsum(f\"{','.join(terms)}->{result}\", *arrays, "
+    "optimize=False)": "the order of the operands changes speed and last bits, not the sum",
 }
 
 

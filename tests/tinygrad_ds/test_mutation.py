@@ -129,7 +129,7 @@ def test_the_report_counts():
 
 
 def test_a_worker_that_hangs_is_replaced(monkeypatch):
-    """A limit of nothing: every mutant is given up, and the processes are new each time."""
+    """A limit of nothing: a mutant is given up, and a new process tries the next."""
     asked = chosen("ops", "ops/activation.py:relu_backward", None, 0)
     assert len(asked) > 2
     outcomes = trial(asked[:2], 1, 0.0, say=False)
