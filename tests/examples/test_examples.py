@@ -17,7 +17,8 @@ BESIDE = {"numpy", "matplotlib", "pathlib", "time", "dataclasses", "fractions", 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 def test_lesson_runs_and_leaves_its_figure(lesson, tmp_path):
-    environment = os.environ | {"MPLBACKEND": "Agg"}
+    pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")  # workers share the cores
+    environment = os.environ | {"MPLBACKEND": "Agg"} | dict.fromkeys(pools, "1")
     done = subprocess.run(
         [sys.executable, lesson], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
