@@ -91,9 +91,7 @@ model, losses, balanced = learn(GAMMA)
 _, _, free = learn(0.0)
 bits = bits_per_byte(model, held_out.thin(5000), batch=8, time=64)
 print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}; held out {bits:.2f} bits per byte (uniform: 8)")
-print(
-    f"busiest expert: {np.mean(balanced[-20:]):.2f} of the mean, without b {np.mean(free[-20:]):.2f}"
-)
+print(f"busiest expert: {np.mean(balanced[-20:]):.2f} of the mean, without b {np.mean(free[-20:]):.2f}")
 
 # %%
 prompt = np.array([tokenizer.encode("The for statement")])

@@ -6,8 +6,7 @@
 # Here four attentions of the same model are compared by the bytes that their caches really use, and MLA's
 # two forms by their results and their time.
 #
-# Equation: cache per token and layer = c_kv (r numbers) and RoPE(k_r) (d_r numbers)        File:
-# layers/mla.py
+# Equation: cache per token and layer = c_kv (r numbers), RoPE(k_r) (d_r)        File: layers/mla.py
 
 # %%
 import time

@@ -5,8 +5,7 @@
 # second loss; when decoding, its guess is a draft that the trunk verifies together with its own next token.
 # Greedy output is the same token for token, and every accepted draft saves a pass of the trunk.
 #
-# Equation: h'_i = M [RMSNorm(Emb(t_{i+1})); RMSNorm(h_i)], P(t_{i+2}) = softmax(Head(h^1_i))      File:
-# layers/mtp.py
+# Equation: h'_i = M [RMSNorm(Emb(t_{i+1})); RMSNorm(h_i)]          File: layers/mtp.py
 
 # %%
 from pathlib import Path

@@ -107,9 +107,9 @@ def kept_numbers(config: DeepSeekConfig) -> int:
     """Numbers that one token's forward pass keeps for the backward pass, where nothing is computed again.
 
     What the primitives save: inputs of norms and products, queries, keys, values and outputs of attention,
-    both sides of SwiGLU.
+    both sides of SwiGLU; of the experts these alone, and of the head only the gradient of its input.
     """
-    d, h, vocab = config.hidden_size, config.num_attention_heads, config.vocab_size
+    d, h = config.hidden_size, config.num_attention_heads
     d_qk, d_v = config.qk_head_dim, config.v_head_dim
     if config.attention_kind == "mla":
         latents = 2 * (config.q_lora_rank or 0) + 2 * config.kv_lora_rank
@@ -117,12 +117,12 @@ def kept_numbers(config: DeepSeekConfig) -> int:
     else:
         attention = h * (d_qk + d_v) + config.num_key_value_heads * (d_qk + d_v)
     width, shared = config.moe_intermediate_size, config.n_shared_experts * config.moe_intermediate_size
-    routed = config.num_experts_per_tok * (2 * d + 3 * width) + 3 * shared + 3 * config.n_routed_experts
+    routed = config.num_experts_per_tok * (2 * width) + 3 * shared + 3 * config.n_routed_experts
     layers, modules = config.num_hidden_layers, config.num_nextn_predict_layers
     dense = config.first_k_dense_replace
     blocks = (layers + modules) * (4 * d + attention)
     feed_forward = dense * 3 * config.intermediate_size + (layers - dense + modules) * routed
-    return blocks + feed_forward + (2 * d + vocab) + modules * (6 * d + vocab)
+    return blocks + feed_forward + 2 * d + modules * 6 * d
 
 
 def memory_to_train(config: DeepSeekConfig, batch: int, length: int) -> dict[str, int]:

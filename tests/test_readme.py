@@ -38,6 +38,9 @@ def test_table_has_rows():
 def test_rows_name_a_gradient_in_its_file_and_an_example_that_runs(path, functions, example):
     for function in functions.split(", "):
         assert f"\ndef {function.strip('`')}(" in (ROOT / path).read_text()
+    if example.startswith("python "):  # a lesson, which tests/examples runs
+        assert (ROOT / example.removeprefix("python ")).is_file()
+        return
     primitive = tg.primitives[re.match(r"tg\.(\w+)\(", example).group(1)]
     assert functions.startswith(f"`{primitive.name}_backward")
     result = eval(example, {"tg": tg, "np": np})

@@ -24,6 +24,7 @@ from layers.roofline import (
 )
 from tests.layers.cases import CASES, FORWARD_ONLY, GOLDEN, facts_of, tiny
 from tinygrad_ds.device import owner
+from tinygrad_ds.ops.decoding import linear_step
 from tinygrad_ds.tape import Record, arrays_in
 
 CONFIGS = Path(__file__).parent.parent / "golden" / "configs"
@@ -139,15 +140,18 @@ def counted_flops(model, call) -> int:
     import tinygrad_ds as tg
 
     total = 0
-    kept = {name: tg.primitives[name].forward for name in ("linear", "grouped_linear", "attention", "matmul")}
+    names = ("linear", "experts_in", "experts_out", "attention", "matmul")
+    kept = {name: tg.primitives[name].forward for name in names}
 
     def watch(name):
         def forward(*arrays, **options):
             nonlocal total
             if name == "linear":
                 total += 2 * math.prod(arrays[0].shape[:-1]) * math.prod(arrays[1].shape)
-            elif name == "grouped_linear":
-                total += 2 * len(arrays[0]) * math.prod(arrays[1].shape[1:])
+            elif name == "experts_in":
+                total += 2 * arrays[2].size * math.prod(arrays[1].shape[1:])
+            elif name == "experts_out":
+                total += 2 * len(arrays[0]) * math.prod(arrays[2].shape[1:])
             elif name == "attention":
                 q, k, v = arrays
                 total += 2 * math.prod(q.shape[:3]) * k.shape[2] * (q.shape[3] + v.shape[3])
@@ -158,9 +162,16 @@ def counted_flops(model, call) -> int:
 
         return forward
 
+    def head(x, weight):
+        nonlocal total
+        total += 2 * len(x) * weight.size
+        return x @ weight.T
+
     with pytest.MonkeyPatch.context() as patch, tg.using(kernels="reference"), tg.no_grad():
         for name in kept:
             patch.setattr(tg.primitives[name], "forward", watch(name))
+        patch.setattr(linear_step, "reference", head)
+        patch.setattr("layers.model.covers", lambda model: False)  # the primitives, for one token too
         call()
     return total
 

@@ -15,6 +15,7 @@ from tinygrad_ds.kernels.cpu.arithmetic import exp
 from tinygrad_ds.kernels.cpu.common import FASTMATH, PARTS, kernel, share
 from tinygrad_ds.kernels.cpu.layout import contiguous
 from tinygrad_ds.kernels.cpu.routing import choose, options_of_select
+from tinygrad_ds.kernels.cpu.vectors import normalise, times, times_rows
 
 SLICES = 2
 MOST_ROWS = 16  # of a batch that these kernels serve better than BLAS
@@ -89,39 +90,6 @@ def _ready(arrays):
     """Whether there are kernels for these arrays: of one dtype, and without gaps."""
     kind = arrays[0].dtype
     return kind.char in "fd" and all(array.dtype is kind and array.flags.c_contiguous for array in arrays)
-
-
-@njit(fastmath=FASTMATH)
-def _times(weight, x, y):
-    """y = W x, row after row of W, as memory is read fastest."""
-    for o in range(weight.shape[0]):
-        total = x.dtype.type(0)
-        for i in range(x.shape[0]):
-            total += weight[o, i] * x[i]
-        y[o] = total
-
-
-@njit(fastmath=FASTMATH)
-def _times_rows(weight, start, stop, x, rows, y):
-    """y[b, o] = W[o] . x[b] for the first `rows` rows and o from start to stop: W[o] is read once for all."""
-    for o in range(start, stop):
-        for b in range(rows):
-            total = x.dtype.type(0)
-            for i in range(x.shape[1]):
-                total += weight[o, i] * x[b, i]
-            y[b, o] = total
-
-
-@njit(fastmath=FASTMATH)
-def _norm(x, weight, eps, y):
-    """y = RMSNorm(x)."""
-    real = x.dtype.type
-    squares = real(0)
-    for i in range(x.shape[0]):
-        squares += x[i] * x[i]
-    scale = real(1) / np.sqrt(squares / real(x.shape[0]) + eps)
-    for i in range(x.shape[0]):
-        y[i] = x[i] * scale * weight[i]
 
 
 @njit(fastmath=FASTMATH)
@@ -234,19 +202,19 @@ def _latent_attention(
     for part in prange(PARTS):
         for b in range(share(part, len(x)), share(part + 1, len(x))):
             x_hat = np.empty(hidden, x.dtype)
-            _norm(x[b], norm, eps, x_hat)
+            normalise(x[b], norm, eps, x_hat)
             q = np.empty(q_b.shape[0], x.dtype)
             if q_a.shape[0] > 0:
                 low, low_hat = np.empty(q_a.shape[0], x.dtype), np.empty(q_a.shape[0], x.dtype)
-                _times(q_a, x_hat, low)
-                _norm(low, q_a_norm, latent_eps, low_hat)
-                _times(q_b, low_hat, q)
+                times(q_a, x_hat, low)
+                normalise(low, q_a_norm, latent_eps, low_hat)
+                times(q_b, low_hat, q)
             else:
-                _times(q_b, x_hat, q)
+                times(q_b, x_hat, q)
             new = np.empty(r + d_r, x.dtype)
-            _times(kv_a, x_hat, new)
+            times(kv_a, x_hat, new)
             _turn(new[r:], cos[b], sin[b], interleaved)
-            _norm(new[:r], kv_a_norm, latent_eps, latents[b, length, :r])
+            normalise(new[:r], kv_a_norm, latent_eps, latents[b, length, :r])
             latents[b, length, r:] = new[r:]
 
             keys = np.zeros((heads, r + d_r), x.dtype)  # [W_UK^T q_nope | q_rope], ready for a latent column
@@ -269,20 +237,20 @@ def _latent_attention(
             o = np.empty(heads * d_v, x.dtype)
             for h in range(heads):
                 first_row = h * (d_n + d_v) + d_n
-                _times(kv_b[first_row : first_row + d_v], sums[h], o[h * d_v : (h + 1) * d_v])
-            _times(o_weight, o, y[b])
+                times(kv_b[first_row : first_row + d_v], sums[h], o[h * d_v : (h + 1) * d_v])
+            times(o_weight, o, y[b])
 
 
 @kernel("(T[:, ::1], T[::1], T, T[:, ::1])", parallel_from=NEVER)
 def _norms(x, norm, eps, x_hat):
     for b in range(len(x)):
-        _norm(x[b], norm, eps, x_hat[b])
+        normalise(x[b], norm, eps, x_hat[b])
 
 
 @kernel("(T[:, ::1], T[:, ::1], T[:, ::1])", parallel_from=PARALLEL_FROM)
 def _linear(x, weight, y):
     for part in prange(PARTS):
-        _times_rows(weight, share(part, len(weight)), share(part + 1, len(weight)), x, len(x), y)
+        times_rows(weight, share(part, len(weight)), share(part + 1, len(weight)), x, len(x), y)
 
 
 @kernel(
@@ -318,8 +286,8 @@ def _route(
     of_groups, kept = np.empty(n_group, x.dtype), np.empty(n_group, np.bool_)
     taken = np.empty(experts, np.bool_)
     for b in range(len(x)):
-        _norm(x[b], norm, eps, x_hat[b])
-        _times(router, x_hat[b], logits)
+        normalise(x[b], norm, eps, x_hat[b])
+        times(router, x_hat[b], logits)
         choose(
             logits,
             bias,
@@ -350,8 +318,8 @@ def _ffn_slice(gate_up, down, x, factors, rows, start, stop, gate_and_up, y):
     """
     real = x.dtype.type
     width = down.shape[1]
-    _times_rows(gate_up, start, stop, x, rows, gate_and_up)
-    _times_rows(gate_up, width + start, width + stop, x, rows, gate_and_up)
+    times_rows(gate_up, start, stop, x, rows, gate_and_up)
+    times_rows(gate_up, width + start, width + stop, x, rows, gate_and_up)
     # Slices, so that inner loops count from 0: an index that might be negative is not vectorised.
     for b in range(rows):
         h, up = gate_and_up[b, start:stop], gate_and_up[b, width + start : width + stop]
