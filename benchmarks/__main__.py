@@ -33,7 +33,7 @@ class Benchmarks:
 
     suites: tyro.conf.Positional[tuple[Suite, ...]] = SUITES
     """Which to run."""
-    contenders: tuple[str, ...] = ("ours", "reference", "torch", "torch.compile", "jax")
+    contenders: tuple[str, ...] = ("ours", "reference", "torch", "torch.compile")
     rounds: int = 7
     """Measurements of each, in turn; medians are quoted."""
     out: Path = Path("runs/benchmarks")

@@ -20,7 +20,6 @@ CONTENDERS = {  # name -> module, class, options
     "reference": ("benchmarks.ours", "Ours", {"kernels": "reference"}),
     "torch": ("benchmarks.peers.transformers_peer", "Transformers", {"compiled": False}),
     "torch.compile": ("benchmarks.peers.transformers_peer", "Transformers", {"compiled": True}),
-    "jax": ("benchmarks.peers.jax_peer", "Jax", {}),
 }
 
 
