@@ -8,8 +8,12 @@ from tests.mutation.worker import Outcome
 
 
 def survivors(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """The mutants that no test killed and that are not listed as equivalent."""
-    return [each for each in outcomes if each.verdict == "survived" and reason(each.mutant.name) is None]
+    """The mutants that no test killed, tried or not, and that are not listed as equivalent."""
+    return [
+        each
+        for each in outcomes
+        if each.verdict in ("survived", "untried") and reason(each.mutant.name) is None
+    ]
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -42,7 +46,7 @@ def details(outcomes: list[Outcome]) -> str:
     for each in survivors(outcomes):
         mutant = each.mutant
         blocks.append(
-            f"{mutant.target.file}:{mutant.line} in {mutant.target.function} ({mutant.kind})\n"
+            f"{mutant.target.file}:{mutant.line} in {mutant.target.function} ({mutant.kind}) {each.by}\n"
             f"- {mutant.before}\n+ {mutant.after}"
         )
     return "\n\n".join(blocks)

@@ -77,20 +77,29 @@ class Laboratory:
 
     def __init__(self) -> None:
         self.known: dict[tuple[str, bool], list[Known]] = {}
+        self.failing: dict[tuple, list[str]] = {}  # tests that fail with the right code here, to be left out
 
     def outcome(self, mutant: Mutant) -> tuple[str, str]:
-        """("killed", by what) or ("survived", "")."""
+        """("killed", by what), ("survived", ""), or ("untried", why) where the right code fails here."""
         fused = mutant.target.file.startswith(KERNELS)
         names = [name for name in mutant.target.primitives if name in STRATEGIES]
         for name in names:  # while the code is still right
-            self.cases(name, fused)
+            try:
+                self.cases(name, fused)
+            except Exception as error:
+                return "untried", f"{name} does not run unchanged: {type(error).__name__}: {error}"
         with self.in_place(mutant):
             for name in names:
                 try:
                     self.walk(name, fused)
                 except Killed as killed:
                     return "killed", f"{name}: {killed}"
-            return self.tests(mutant, names, fused)
+        selection = self.selection(mutant, names, fused)
+        if (key := tuple(selection)) not in self.failing:
+            self.failing[key] = [f"--deselect={test}" for test in failures(selection)]
+        with self.in_place(mutant):
+            failed = failures(["-x", *self.failing[key], *selection])
+        return ("killed", failed[0]) if failed else ("survived", "")
 
     @contextlib.contextmanager
     def in_place(self, mutant: Mutant):
@@ -132,8 +141,8 @@ class Laboratory:
                 cases.insert(0, cases.pop(place))
                 raise
 
-    def tests(self, mutant: Mutant, names: list[str], fused: bool) -> tuple[str, str]:
-        """What pytest says of the tests that cover these primitives."""
+    def selection(self, mutant: Mutant, names: list[str], fused: bool) -> list[str]:
+        """What pytest is to run for a mutant: the tests that cover these primitives."""
         if fused:
             nodes = [f"{REGISTRY}::test_twin_equals_reference[{name}-cpu]" for name in names]
             nodes += kernel_tests(Path(mutant.target.file).stem)
@@ -142,14 +151,17 @@ class Laboratory:
             nodes = [f"{REGISTRY}::test_{test}[{name}]" for name in names for test in WALK]
             nodes += files_about(names)
             skip = "fused or kernel or twin"
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-k", f"not ({skip})"]
-            code = pytest.main([*options, *nodes])
-        if code in (0, 5):
-            return "survived", ""
-        failed = [line for line in output.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return "killed", failed[0] if failed else f"pytest ended with {code}"
+        return ["-k", f"not ({skip})", *nodes]
+
+
+def failures(arguments: list[str]) -> list[str]:
+    """Run tests in this process; the names of those that fail."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        code = pytest.main(["-q", "--no-header", "-p", "no:cacheprovider", *arguments])
+    lines = [line for line in output.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
+    named = [line.split(" ", 1)[1].split(" - ")[0] for line in lines]
+    return named or ([] if code in (0, 5) else [f"pytest ended with {code}"])
 
 
 def kernel_tests(stem: str) -> list[str]:

@@ -26,7 +26,7 @@ def processor_seconds(pid: int | None) -> float:
 
 
 class Outcome(NamedTuple):
-    """What became of a mutant: "killed", "survived" or "timeout"; by what; and in how many seconds."""
+    """What became of a mutant: "killed", "survived", "timeout" or "untried"; by what; in how many seconds."""
 
     mutant: Mutant
     verdict: str
