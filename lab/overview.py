@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lab.cases import MAKERS, STANDARD, standard
+from lab.formulas import readable_text
 from lab.pieces import bytes_text, columns, fragment, shape_text, table
 from lab.recording import family_of
 from lab.state import remembered
@@ -93,7 +94,14 @@ def overview() -> Overview:
 
 def entry_of(primitive: Primitive, checked: float | None) -> Entry:
     """One line of the list."""
-    what = (inspect.getdoc(primitive.forward) or "").split("\n")[0].split(". ")[0].split(": y")[0].rstrip(".")
+    what = (
+        readable_text(inspect.getdoc(primitive.forward) or "")
+        .replace("`", "")
+        .split("\n")[0]
+        .split(". ")[0]
+        .split(": y")[0]
+        .rstrip(".")
+    )
     shapes, saved_bytes = "", 0
     if primitive.name in MAKERS:
         arrays, options = standard(MAKERS[primitive.name])
