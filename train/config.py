@@ -19,11 +19,11 @@ from train.learning_rate import Schedule
 class Sizes:
     """The network, under the names of the published config.json."""
 
-    vocab_size: int = 2048
+    vocab_size: int = 4096
     """Tokens that the byte-level BPE may have."""
-    hidden_size: int = 192
+    hidden_size: int = 128
     num_hidden_layers: int = 3
-    num_attention_heads: int = 6
+    num_attention_heads: int = 4
     q_lora_rank: int | None = None
     """None: queries come from hidden states directly."""
     kv_lora_rank: int = 64
@@ -33,13 +33,13 @@ class Sizes:
     v_head_dim: int = 32
     first_k_dense_replace: int = 1
     """Layers, from the bottom, with a dense feed-forward in place of experts."""
-    intermediate_size: int = 512
+    intermediate_size: int = 384
     moe_intermediate_size: int = 128
-    n_routed_experts: int = 16
+    n_routed_experts: int = 8
     n_shared_experts: int = 1
-    num_experts_per_tok: int = 3
-    n_group: int = 4
-    topk_group: int = 2
+    num_experts_per_tok: int = 2
+    n_group: int = 1
+    topk_group: int = 1
     routed_scaling_factor: float = 1.0
     num_nextn_predict_layers: int = 1
     """Depth of multi-token prediction."""
@@ -66,11 +66,12 @@ class Learning:
 
     optimizer: Literal["muon", "adamw"] = "muon"
     """Muon takes the matrices of the layers and leaves the rest to AdamW; adamw takes all."""
-    lr: float = 4e-3
+    lr: float = 0.05
     """AdamW's highest learning rate (V3: 2.2e-4)."""
     matrix_lr: float = 0.02
     """Muon's highest learning rate."""
-    weight_decay: float = 0.1
+    weight_decay: float = 0.0
+    """Of matrices (V3: 0.1)."""
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
@@ -84,7 +85,7 @@ class Learning:
     balance_weight: float = 1e-4
     """Weight of the sequence-wise balance loss."""
     bias_speed: float = 1e-2
-    """How far the router's bias moves in a step, towards even loads; 0 at the end of the run."""
+    """How far the router's bias moves in a step, towards even loads (V3: 0.001)."""
     bias_until: float = 14.3 / 14.8
     """Share of the tokens after which it stays."""
 
@@ -97,9 +98,9 @@ class Config:
     """Folder of the run; it must not exist."""
     text: tuple[Path, ...] = ()
     """Your own text: UTF-8 files (.gz too) and folders. Without it: documentation that comes with Python."""
-    tokens: int = 4_000_000
+    tokens: int = 1_200_000
     """Tokens to train on, repeating the text where it is shorter."""
-    time: int = 256
+    time: int = 128
     """Tokens in a sequence."""
     micro_batch: int = 16
     """Sequences that go through the network at once; more of them only add up to a batch."""

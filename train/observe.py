@@ -89,9 +89,9 @@ def write(model: DeepSeekModel, tokenizer: Tokenizer, prompt: str, length: int) 
 class TimeLimit:
     """Shortens the run so that it takes `seconds`: less is left to do, and the learning rate falls sooner.
 
-    The clock starts at the third step of a session, since the first ones may compile. It is looked at from
-    `steps` steps later on; what earlier sessions took is in `before`. On a fast machine nothing
-    changes, and the run is the same in every bit whatever the clock says.
+    The clock starts at the third step of a session, since the first ones may compile, and is looked at
+    `steps` steps later; what earlier sessions took is in `before`. Where time suffices nothing changes, and
+    the run is the same in every bit whatever the clock says.
     """
 
     def __init__(self, seconds: float, before: float = 0.0, steps: int = 10) -> None:
@@ -99,12 +99,13 @@ class TimeLimit:
         self.calls = 0
 
     def __call__(self, state: State, record: Record) -> None:
-        """Look whether the time suffices."""
+        """Look how much can be done in time, and let that be the end, or the end that was planned."""
         self.calls += 1
+        if self.calls == 1:
+            self.planned = state.total
         if self.calls == 3:
             self.began, self.at = state.seconds, state.done
-        elif self.calls > 3 + self.steps:
+        if self.calls > 3 + self.steps:
             taken = state.seconds - self.began
             reachable = state.done + (state.done - self.at) / taken * max(self.seconds - taken, 0.0)
-            if reachable < 0.98 * state.total:
-                record["total"] = state.total = reachable
+            record["total"] = state.total = reachable if reachable < 0.98 * self.planned else self.planned

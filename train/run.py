@@ -25,7 +25,7 @@ from train.report import write_report
 from train.tokenizer import Tokenizer
 from train.trainer import Record, State, TrainingStopped, Work, train
 
-QUICK_TOKENS = 20_000  # of the held-out text, for a look while the run goes on
+QUICK_TOKENS = 16_000  # of the held-out text, for a look while the run goes on
 
 
 class Data(NamedTuple):
