@@ -96,9 +96,9 @@ class Laboratory:
                     return "killed", f"{name}: {killed}"
         selection = self.selection(mutant, names, fused)
         if (key := tuple(selection)) not in self.failing:
-            self.failing[key] = [f"--deselect={test}" for test in failures(selection)]
+            self.failing[key] = [f"--deselect={test}" for test in failures(selection, not fused)]
         with self.in_place(mutant):
-            failed = failures(["-x", *self.failing[key], *selection])
+            failed = failures(["-x", *self.failing[key], *selection], not fused)
         return ("killed", failed[0]) if failed else ("survived", "")
 
     @contextlib.contextmanager
@@ -150,15 +150,28 @@ class Laboratory:
         else:
             nodes = [f"{REGISTRY}::test_{test}[{name}]" for name in names for test in WALK]
             nodes += files_about(names)
-            skip = "fused or kernel or twin"
+            skip = "kernel or twin"
         return ["-k", f"not ({skip})", *nodes]
 
 
-def failures(arguments: list[str]) -> list[str]:
+class OnlyReference:
+    """Leaves out the tests that are to run with the fused kernels, where the reference forms are mutated."""
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if "fused" not in params_of(item).values()]
+
+
+def params_of(item: pytest.Item) -> dict[str, Any]:
+    """What a test was parametrised with."""
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def failures(arguments: list[str], reference: bool) -> list[str]:
     """Run tests in this process; the names of those that fail."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        code = pytest.main(["-q", "--no-header", "-p", "no:cacheprovider", *arguments])
+        options = ["-q", "--no-header", "-p", "no:cacheprovider"]
+        code = pytest.main([*options, *arguments], plugins=[OnlyReference()] if reference else [])
     lines = [line for line in output.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
     named = [line.split(" ", 1)[1].split(" - ")[0] for line in lines]
     return named or ([] if code in (0, 5) else [f"pytest ended with {code}"])

@@ -198,6 +198,15 @@ def test_impossible_options_are_refused_with_a_sentence(options, sentence):
         tg.router_selection(draw(2, 16), **options)
 
 
+def test_the_gradient_knows_the_term_that_keeps_the_division_finite():
+    """Scores of some 1e-20, as small as what is added to their sum: scaling them does change the weights."""
+    logits = np.array([[-46.0, -46.5, -45.0, -47.0]])
+    report = tg.gradcheck(tg.router_selection, logits, np.zeros(4), num_experts_per_tok=2)
+    assert report.passed and report.checked == 4, report
+    weights = tg.router_selection(logits, np.zeros(4), num_experts_per_tok=2).weights.data
+    assert 0.5 < weights.sum() < 0.9
+
+
 def test_impossible_indices_and_offsets_are_refused_with_a_sentence():
     with pytest.raises(ValueError, match="indices reach from -1 to 2, but experts are numbered 0 to 3"):
         tg.dispatch(draw(2, 3), np.array([[0, 2], [-1, 1]]), num_experts=4)
