@@ -4,6 +4,7 @@ Every record has all its gradients when its turn comes, for what used its output
 """
 
 import heapq
+from collections.abc import Iterator
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -20,10 +21,17 @@ class _Arrived(NamedTuple):
 
 
 def backward(seeds: list[tuple[Node, Array]], *, keep_saved: bool = False, since: int = -1) -> None:
-    """Carry gradients from `seeds` back to the leaves, adding to their `.grad`.
+    """Carry gradients from `seeds` back to the leaves, adding to their `.grad`. See `steps`."""
+    for _ in steps(seeds, keep_saved=keep_saved, since=since):
+        pass
+
+
+def steps(seeds: list[tuple[Node, Array]], *, keep_saved: bool = False, since: int = -1) -> Iterator[Record]:
+    """`backward` record by record, so that something else can be done in between; yields what has just run.
 
     Records run from the last to the first, so every record has all its gradients when its turn comes. Records
-    made before number `since` are out of bounds (see `recompute`).
+    made before number `since` are out of bounds (see `recompute`). The gradients that a record gave are read
+    only when the walk goes on.
     """
     arrived: dict[int, tuple[Record, list[_Arrived | None]]] = {}
     waiting: list[int] = []
@@ -60,6 +68,7 @@ def backward(seeds: list[tuple[Node, Array]], *, keep_saved: bool = False, since
         given = _run(entry, tuple(grads) if entry.several else grads[0])
         if observer:
             observer.backward(entry, grads, given, perf_counter() - began)
+        yield entry
         held = [*grads, *arrays_in(entry.saved), *given]
         edges = entry.edges
         if not keep_saved:
