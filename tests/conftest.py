@@ -9,7 +9,11 @@ import pytest
 from hypothesis import settings
 
 # Imported before NumPy and numba load, because the package sets what their pools of threads read then.
+from tests import cupy_on_cpu
 from tinygrad_ds.runtime import set_threads
+
+if os.environ.get("CUPY_ON_CPU"):  # `make test-cuda`: CuPy without a GPU, before anything imports it
+    cupy_on_cpu.install()
 
 # Examples drawn by hypothesis are the same in every run, so that a change is judged by itself and not by
 # luck; `make test-all` draws new ones, with a seed that it prints. No deadline: a first call may compile.
