@@ -32,7 +32,14 @@ class Block(Module):
         self.post_attention_layernorm = RMSNorm(d, eps, dtype)
 
     def __call__(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        x = x + self.self_attn(self.input_layernorm(x), context)
+        return self.feed_forward(self.attend(x, context), context)
+
+    def attend(self, x: Tensor, context: Context) -> Tensor:
+        """The first half: x plus what attention adds."""
+        return x + self.self_attn(self.input_layernorm(x), context)
+
+    def feed_forward(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The second half: x plus what the experts or the dense part add, and the balance loss."""
         y = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MoE):
             y, balance = self.mlp(y, context.balance)
