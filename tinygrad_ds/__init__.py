@@ -12,6 +12,7 @@ from tinygrad_ds.gradient_check import gradcheck
 from tinygrad_ds.observation import Profile, observe
 from tinygrad_ds.ops.activation import gelu, log_softmax, relu, sigmoid, silu, softmax, swiglu
 from tinygrad_ds.ops.attention import attention
+from tinygrad_ds.ops.divergence import jensen_shannon
 from tinygrad_ds.ops.elementwise import (
     abs,
     add,
@@ -32,12 +33,15 @@ from tinygrad_ds.ops.elementwise import (
     where,
 )
 from tinygrad_ds.ops.experts import experts_in, experts_out
+from tinygrad_ds.ops.fp8 import fp8_linear
 from tinygrad_ds.ops.head import linear_cross_entropy
 from tinygrad_ds.ops.indexing import embedding, getitem, scatter_add, take_along_axis
 from tinygrad_ds.ops.loss import cross_entropy
 from tinygrad_ds.ops.matmul import einsum, linear, matmul
 from tinygrad_ds.ops.moe import combine, dispatch, grouped_linear
 from tinygrad_ds.ops.norm import rmsnorm
+from tinygrad_ds.ops.policy import grpo_objective
+from tinygrad_ds.ops.quantize import dequantize, quantize
 from tinygrad_ds.ops.reduction import cumsum, logsumexp, max, mean, min, sum, var
 from tinygrad_ds.ops.rope import rope
 from tinygrad_ds.ops.routing import router_selection
@@ -78,6 +82,7 @@ __all__ = [
     "concatenate",
     "cross_entropy",
     "cumsum",
+    "dequantize",
     "dispatch",
     "divide",
     "einsum",
@@ -86,9 +91,12 @@ __all__ = [
     "expand_dims",
     "experts_in",
     "experts_out",
+    "fp8_linear",
     "gelu",
     "getitem",
     "grouped_linear",
+    "grpo_objective",
+    "jensen_shannon",
     "linear",
     "linear_cross_entropy",
     "log",
@@ -104,6 +112,7 @@ __all__ = [
     "negative",
     "pad",
     "power",
+    "quantize",
     "relu",
     "reshape",
     "rmsnorm",

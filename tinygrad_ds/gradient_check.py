@@ -14,6 +14,7 @@ The error of an entry is relative:
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,28 +90,35 @@ def gradcheck(
     """
     hosts = [to_host(a.data if isinstance(a, Node) else a) for a in arrays]
     doubles = [np.array(a, dtype=np.float64) if is_floating(a.dtype) else a for a in hosts]
-    pair = (
-        _primitive_pair(function, options)
-        if isinstance(function, Primitive)
-        else _tape_pair(function, options)
-    )
-    return check_pair(*pair, doubles, tolerance=tolerance, step=step, seed=seed)
+    if not isinstance(function, Primitive):
+        value, gradients = _tape_pair(function, options)
+        return check_pair(value, gradients, doubles, tolerance=tolerance, step=step, seed=seed)
+    value, gradients = _primitive_pair(function, options)
+    terms = partial(surrogate_terms, function, doubles, options) if has_surrogate(function) else None
+    return check_pair(value, gradients, doubles, terms, tolerance=tolerance, step=step, seed=seed)
 
 
 def check_pair(
     value: Callable,
     gradients: Callable,
     arrays: list,
+    terms: Callable | None = None,
     *,
     tolerance: float = 1e-6,
     step: float = STEP,
     seed: int = 0,
 ) -> GradientReport:
-    """Check `gradients(arrays, cotangents) -> list` against differences of `value(arrays) -> outputs`."""
+    """Check `gradients(arrays, cotangents) -> list` against differences of `value(arrays) -> outputs`.
+
+    terms: of a surrogate; `terms(cotangents)(arrays)` takes the place of the outputs times their cotangents.
+    """
     outputs = value(arrays)
     draw = generator(seed)
     cotangents = [draw.normal(size=y.shape) if is_floating(y.dtype) else None for y in outputs]
     given = gradients(arrays, cotangents)
+    if terms is not None:
+        value = terms(cotangents)
+        cotangents = [1.0] * len(value(arrays))
     entries: list[Entry] = []
     hints: list[str] = []
     for position, (array, analytic) in enumerate(zip(arrays, given, strict=True)):
@@ -160,11 +168,9 @@ def numeric_gradient(
 
 def _primitive_pair(primitive: Any, options: dict) -> tuple[Callable, Callable]:
     """Value and gradients of a primitive on plain arrays."""
-    surrogate = primitive.__dict__.get("surrogate")
 
     def value(arrays: list) -> list:
-        result = surrogate(*arrays, **options) if surrogate else primitive.forward(*arrays, **options)[0]
-        return [np.asarray(y) for y in (result if isinstance(result, tuple) else (result,))]
+        return _as_list(primitive.forward(*arrays, **options)[0])
 
     def gradients(arrays: list, cotangents: list) -> list:
         result, saved = primitive.forward(*arrays, **options)
@@ -173,6 +179,26 @@ def _primitive_pair(primitive: Any, options: dict) -> tuple[Callable, Callable]:
         )
 
     return value, gradients
+
+
+def has_surrogate(primitive: Any) -> bool:
+    """Whether the backward is by convention the derivative of something else than the forward."""
+    return "surrogate" in primitive.__dict__
+
+
+def surrogate_terms(primitive: Any, arrays: list, options: dict, cotangents: list) -> Callable:
+    """The surrogate's terms as a function of the arrays.
+
+    Held fixed are what the forward saved at `arrays`, and the cotangents, one for every output.
+    """
+    result, saved = primitive.forward(*arrays, **options)
+    sent = tuple(cotangents) if isinstance(result, tuple) else cotangents[0]
+    return lambda moved: _as_list(primitive.surrogate(saved, sent, *moved, **options))
+
+
+def _as_list(result: Any) -> list:
+    """The arrays of a result."""
+    return [np.asarray(y) for y in (result if isinstance(result, tuple) else (result,))]
 
 
 def _tape_pair(function: Callable, options: dict) -> tuple[Callable, Callable]:

@@ -112,7 +112,11 @@ class Primitive:
         return function
 
     def surrogate(self, function: Callable) -> Callable:
-        """Register the smooth function that `backward` differentiates, where that is not the forward."""
+        """Register what `backward` differentiates, where that is by convention not the forward.
+
+        `function(saved, grad, *arrays, **options)` is an array, or a tuple of arrays, whose sum is the loss
+        with that derivative. What `saved` and `grad` hold are constants to it.
+        """
         self.__dict__["surrogate"] = function
         return function
 

@@ -1,6 +1,6 @@
 """Cases for every primitive: small random ones, one to follow by hand, one of a standard size."""
 
-from lab.cases import coarse, simple
+from lab.cases import coarse, fp8, simple
 from lab.cases.making import (
     MAKERS,
     STANDARD,
@@ -23,6 +23,7 @@ __all__ = [
     "case",
     "coarse",
     "cotangent",
+    "fp8",
     "simple",
     "small",
     "standard",

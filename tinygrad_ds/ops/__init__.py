@@ -1,15 +1,20 @@
 """Reference primitives, a file per family. Importing this package fills the registry."""
 
 from tinygrad_ds.ops import (
+    accumulation,
     activation,
     attention,
+    divergence,
     elementwise,
     experts,
+    fp8,
     indexing,
     loss,
     matmul,
     moe,
     norm,
+    policy,
+    quantize,
     reduction,
     rope,
     routing,
@@ -17,15 +22,20 @@ from tinygrad_ds.ops import (
 )
 
 __all__ = [
+    "accumulation",
     "activation",
     "attention",
+    "divergence",
     "elementwise",
     "experts",
+    "fp8",
     "indexing",
     "loss",
     "matmul",
     "moe",
     "norm",
+    "quantize",
+    "policy",
     "reduction",
     "rope",
     "routing",
