@@ -37,7 +37,7 @@ def order(p: int, k: int, c: int) -> list[str]:
 
 
 def numbered(actions: Sequence[str], stages: Sequence[int], first: Sequence[int]) -> list[AnyStep]:
-    """The actions as steps. `stages` are the rank's in directions 0 and 1, `first` the micro-batches that begin."""
+    """The actions as steps, where these are the stages and first micro-batches of directions 0 and 1."""
     forwards, backwards = [[count(number) for number in first] for _ in range(2)]
     waiting: deque[Step] = deque()
 
