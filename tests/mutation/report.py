@@ -17,12 +17,13 @@ def survivors(outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """A line for each file: mutants, killed, equivalent, survived, score."""
+    """A line for each file: mutants, killed, equivalent, survived, score, seconds of the processor."""
     files: dict[str, list[Outcome]] = defaultdict(list)
     for each in outcomes:
         files[each.mutant.target.file].append(each)
     lines = [
         f"{'file':<40}{'mutants':>9}{'killed':>8}{'timeouts':>10}{'equivalent':>12}{'survived':>10}{'score':>8}"
+        f"{'seconds':>9}"
     ]
     for name, found in [*sorted(files.items()), ("all", outcomes)]:
         lines.append(row(name, found))
@@ -36,8 +37,10 @@ def row(name: str, found: list[Outcome]) -> str:
     left = len(survivors(found))
     equivalent = len(found) - killed - timeouts - left
     judged = len(found) - equivalent
+    seconds = sum(each.seconds for each in found)
     score = (killed + timeouts) / judged if judged else 1.0
-    return f"{name:<40}{len(found):>9}{killed:>8}{timeouts:>10}{equivalent:>12}{left:>10}{score:>8.1%}"
+    counts = f"{len(found):>9}{killed:>8}{timeouts:>10}{equivalent:>12}{left:>10}"
+    return f"{name:<40}{counts}{score:>8.1%}{seconds:>9.0f}"
 
 
 def details(outcomes: list[Outcome]) -> str:

@@ -21,6 +21,7 @@ import tinygrad_ds as tg
 from tests.mutation.targets import KERNELS, ROOT, Mutant, mutants
 from tests.tinygrad_ds import strategies
 from tests.tinygrad_ds.harness import STRATEGIES, Case
+from tests.tinygrad_ds.test_twins_at_size import sized
 from tinygrad_ds.dtypes import is_floating
 from tinygrad_ds.gradient_check import relative_errors
 
@@ -121,8 +122,10 @@ class Laboratory:
     def cases(self, name: str, fused: bool) -> list[Known]:
         """Cases of a primitive in both formats, and what they give; drawn once."""
         if (name, fused) not in self.known:
-            found = []
-            for case in drawn(name):
+            found, cases = [], drawn(name)
+            if fused:
+                cases += [Case(*each) for each in sized(name)]
+            for case in cases:
                 for dtype in (np.float64, np.float32):
                     arrays = tuple(a.astype(dtype) if a.dtype.kind == "f" else a for a in case.arrays)
                     found += expected(name, case, arrays)

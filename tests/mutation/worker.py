@@ -26,7 +26,7 @@ def processor_seconds(pid: int | None) -> float:
 
 
 class Outcome(NamedTuple):
-    """What became of a mutant: "killed", "survived", "timeout" or "untried"; by what; in how many seconds."""
+    """What became of a mutant: "killed", "survived", "timeout" or "untried"; by what; processor seconds."""
 
     mutant: Mutant
     verdict: str
@@ -73,10 +73,13 @@ class Worker:
         self.mutant, self.began, self.used = mutant, monotonic(), processor_seconds(self.process.pid)
         self.pipe.send(mutant)
 
+    def seconds(self) -> float:
+        """What the mutant has used of the processor so far."""
+        return max(processor_seconds(self.process.pid) - self.used, 0.0)
+
     def over(self, limit: float) -> bool:
         """Whether it has had its time: of the processor, which others may need too, or ten times that."""
-        used = processor_seconds(self.process.pid) - self.used
-        return used > limit or monotonic() - self.began > 10 * limit
+        return self.seconds() > limit or monotonic() - self.began > 10 * limit
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
@@ -101,7 +104,7 @@ def run_kind(waiting: list[Mutant], workers: int, limit: float, plain: bool) -> 
         ready = wait([worker.pipe for worker in busy], timeout=1.0)
         for place, worker in reversed(list(enumerate(busy))):
             assert worker.mutant is not None
-            seconds = monotonic() - worker.began
+            seconds = worker.seconds()
             if worker.pipe in ready:
                 try:
                     verdict, by = worker.pipe.recv()
