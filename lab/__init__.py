@@ -9,6 +9,7 @@ from lab.comparison import compare
 from lab.exercises.grading import exercise, grade, ladder
 from lab.explanation import explain
 from lab.overview import overview as list
+from lab.report_page import report
 from lab.tracing import trace
 
-__all__ = ["check", "compare", "exercise", "explain", "grade", "ladder", "list", "trace"]
+__all__ = ["check", "compare", "exercise", "explain", "grade", "ladder", "list", "report", "trace"]

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import lab
 from lab.pieces import page
-from lab.report import write_report
 from train.cache import write_aside
 from train.errors import UserError
 
@@ -101,15 +100,14 @@ def exercise(asked: argparse.Namespace) -> None:
         if not grade.passed:
             sys.exit(1)
     elif asked.name:
-        path = lab.exercise(asked.name)
-        print(f"{path} waits for you. Then: python -m lab exercise --grade {path}")
+        print(lab.exercise(asked.name))
     else:
         print(lab.ladder())
 
 
 def report(asked: argparse.Namespace) -> None:
     """Write the page."""
-    print(f"{write_report(asked.out)} shows everything; it needs no network")
+    print(f"{lab.report().write(asked.out)} shows everything; it needs no network")
 
 
 def shown(asked: argparse.Namespace, told: object, title: str, body: str) -> None:

@@ -71,8 +71,8 @@ class Explanation:
             lines.append(assigned(name, g) if g is not None else f"{name} = None")
         return "\n".join(lines)
 
-    def body(self) -> str:
-        """The explanation as HTML, without the page around it."""
+    def body(self, linked: bool = False) -> str:
+        """The explanation as HTML, without the page around it; `linked`: on a page that shows files too."""
         parts = [
             f"<p><code>{html.escape(self.name + self.signature)}</code></p>",
             formulas.html_text(self.forward.derivation),
@@ -89,11 +89,7 @@ class Explanation:
             inner = html.escape("\n".join(map(line_text, lines)))
             parts.append(f"<details><summary>{name}, line by line</summary><pre>{inner}</pre></details>")
         parts.append(f"<h3>Numeric check</h3><pre>{html.escape(str(self.check))}</pre>")
-        uses = "".join(
-            f'<li><a href="#file-{use.file.replace("/", "-")}">{use.file}:{use.line}</a> '
-            f"<code>{html.escape(use.source)}</code></li>"
-            for use in self.uses
-        )
+        uses = "".join(f"<li>{use_html(use, linked)}</li>" for use in self.uses)
         parts.append(f"<h3>In the network</h3><ul>{uses or '<li>not used by layers/</li>'}</ul>")
         return "\n".join(parts)
 
@@ -103,6 +99,14 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         return fragment(f"<h2>{self.name}</h2>{self.body()}")
+
+
+def use_html(use: Use, linked: bool) -> str:
+    """A line of the network, with a link to its file."""
+    place = f"{use.file}:{use.line}"
+    if linked:
+        place = f'<a href="#file-{use.file.replace("/", "-")}">{place}</a>'
+    return f"{place} <code>{html.escape(use.source)}</code>"
 
 
 def explain(name: str) -> Explanation:

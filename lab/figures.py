@@ -82,20 +82,16 @@ def _svg(figure, alt: str) -> str:
     )
 
 
-def text_curve(steps: np.ndarray, curves: dict[str, np.ndarray], height: int = 12) -> str:
-    """The same curves in characters: a column for each step, a row for each decade or two of the error."""
+def text_curve(steps: np.ndarray, curves: dict[str, np.ndarray]) -> str:
+    """The same curves in characters: a column for each step, a row for each decade of the error."""
     marks = dict(zip(curves, "ox+*"))
     all_errors = np.log10(np.maximum(np.concatenate(list(curves.values())), 1e-17))
     low, high = math.floor(all_errors.min()), math.ceil(all_errors.max())
-    rows = [[" "] * (4 * len(steps)) for _ in range(height + 1)]
+    rows = [[" "] * (4 * len(steps)) for _ in range(high - low + 1)]
     for name, errors in curves.items():
         for column, error in enumerate(np.log10(np.maximum(errors, 1e-17))):
-            row = round((high - error) / max(high - low, 1) * height)
-            rows[row][4 * column + 1] = marks[name]
-    lines = []
-    for number, row in enumerate(rows):
-        decade = high - number * (high - low) / height
-        lines.append(f"1e{round(decade):+03d} │{''.join(row)}".rstrip())
+            rows[round(high - error)][4 * column + 1] = marks[name]
+    lines = [f"1e{high - number:+03d} │{''.join(row)}".rstrip() for number, row in enumerate(rows)]
     lines.append("      └" + "─" * (4 * len(steps)))
     lines.append("step    " + "".join(f"{round(math.log10(step)):<4d}" for step in steps) + " (powers of 10)")
     lines.append("        " + "   ".join(f"{mark} {name}" for name, mark in marks.items()))

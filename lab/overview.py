@@ -1,6 +1,7 @@
 """`lab list`: all primitives by family, what they save, which twins they have, and how their checks went."""
 
 import inspect
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,6 @@ class Overview:
         return {name: [entry for entry in self.entries if entry.family == name] for name in names}
 
     def __repr__(self) -> str:
-        rows = [("", "", "", "", "", "")]
         blocks = []
         for family, entries in self.families().items():
             rows = [
@@ -59,13 +59,13 @@ class Overview:
             f"at the standard size ({sizes}). `python -m lab check` fills the last column."
         )
 
-    def body(self) -> str:
-        """The list as HTML, without the page around it."""
+    def body(self, linked: bool = False) -> str:
+        """The list as HTML, without the page around it; `linked`: on a page that explains each."""
         blocks = []
         for family, entries in self.families().items():
             rows = [
                 (
-                    f'<a href="#{e.name}">{e.name}</a>',
+                    f'<a href="#{e.name}">{e.name}</a>' if linked else e.name,
                     e.what,
                     e.shapes,
                     bytes_text(e.saved_bytes),
@@ -94,14 +94,8 @@ def overview() -> Overview:
 
 def entry_of(primitive: Primitive, checked: float | None) -> Entry:
     """One line of the list."""
-    what = (
-        readable_text(inspect.getdoc(primitive.forward) or "")
-        .replace("`", "")
-        .split("\n")[0]
-        .split(". ")[0]
-        .split(": y")[0]
-        .rstrip(".")
-    )
+    first = readable_text(inspect.getdoc(primitive.forward) or "").replace("`", "").split("\n")[0]
+    what = re.split(r"(?<!\.)\. ", first)[0].rstrip(".")  # the first sentence; ".." stands within one
     shapes, saved_bytes = "", 0
     if primitive.name in MAKERS:
         arrays, options = standard(MAKERS[primitive.name])

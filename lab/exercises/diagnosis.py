@@ -137,7 +137,7 @@ def other_axes(exercise: Exercise, attempt: Attempt, axis: int) -> Iterator[Find
 def about_one(name: str, u: np.ndarray, t: np.ndarray, attempt: Attempt) -> Iterator[Finding]:
     """Patterns of one wrong gradient."""
     if u.dtype.kind not in "fiub":
-        yield Finding("shape", f"{name} is an array of {u.dtype}, not of numbers")
+        yield Finding("shape", f"{name} is an array of {u.dtype}, not of real numbers")
         return
     if u.shape != t.shape:
         yield from about_shape(name, u, t)

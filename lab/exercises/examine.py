@@ -1,6 +1,7 @@
 """Tries an answer on many cases and says what is wrong. Runs inside the grader's own process."""
 
 import copy
+import errno
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -100,6 +101,10 @@ def called(name: str, function: Callable, *args: Any, **options: Any) -> Any:
     except Exception as error:
         lines = [line for line in traceback.extract_tb(error.__traceback__) if line.filename == "exercise"]
         place = f" in line {lines[-1].lineno}" if lines else ""
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            raise Trouble(
+                "crash", f"{name} prints or writes too much{place}, as in an endless loop"
+            ) from None
         raise Trouble("crash", f"{name} raises {type(error).__name__}{place}: {error}") from None
 
 

@@ -1,26 +1,28 @@
 """`lab exercise`: the ladder, the files of its exercises, and their grading in a process of its own."""
 
 import ast
+import contextlib
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
 from dataclasses import dataclass
 from datetime import date
+from html import escape
 from pathlib import Path
 
 from lab.errors import nearest
 from lab.exercises.examine import Verdict
 from lab.exercises.making import LADDER, Exercise
-from lab.pieces import columns, fragment, table
+from lab.pieces import columns, fragment, source_html, table
 from lab.state import remember, remembered
 from train.errors import UserError
 
 WALL = 30.0  # seconds until a process is given up that neither ends nor uses the processor
-BROKEN = "hang", "crash", "memory", "syntax", "forward", "empty", "damage"
 FILE = '''"""Exercise {name}: write the gradient of forward by hand.
 
 {task}
@@ -86,6 +88,20 @@ HEAD = ("", "exercise", "what", "after")
 
 
 @dataclass(frozen=True)
+class Task:
+    """An exercise that was written to a file, to be filled in."""
+
+    path: Path
+
+    def __repr__(self) -> str:
+        return f"{self.path} waits for you. Then: python -m lab exercise --grade {self.path}"
+
+    def _repr_html_(self) -> str:
+        source = source_html(self.path.read_text(encoding="utf-8"))
+        return fragment(f"<p><code>{escape(str(self.path))}</code> waits for you:</p>{source}")
+
+
+@dataclass(frozen=True)
 class Grade:
     """What the grader says of an answer."""
 
@@ -105,16 +121,18 @@ class Grade:
         else:
             lines = [f"{self.exercise}: not yet. {verdict.words[:1].upper()}{verdict.words[1:]}."]
             if verdict.smallest:
-                lines += ["", "The smallest case that fails:", textwrap.indent(verdict.smallest, "    ")]
+                what = "This line" if verdict.kind == "syntax" else "The smallest case that fails"
+                lines += ["", f"{what}:", textwrap.indent(verdict.smallest, "    ")]
             lines += ["", f"Hint: {LADDER[self.exercise].hint}"]
         if self.printed:
             lines += ["", "Your file printed (the end of it):", textwrap.indent(self.printed, "    ")]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        return fragment(f"<pre>{escape(repr(self))}</pre>")
+        first, _, rest = repr(self).partition("\n")
+        look = "good" if self.passed else "bad"
+        more = f"<pre>{escape(rest.strip())}</pre>" if rest.strip() else ""
+        return fragment(f"<p class={look}>{escape(first)}</p>{more}")
 
 
 def ladder() -> Ladder:
@@ -154,7 +172,7 @@ def exercise_text(each: Exercise, file: str) -> str:
     )
 
 
-def exercise(name: str, folder: Path | str = ".") -> Path:
+def exercise(name: str, folder: Path | str = ".") -> Task:
     """Write `exercise_NAME.py`. Raises UserError for an unknown name, and where the file exists already."""
     each = find_exercise(name)
     path = Path(folder) / f"exercise_{name}.py"
@@ -165,7 +183,7 @@ def exercise(name: str, folder: Path | str = ".") -> Path:
         raise UserError(f"{path} exists: grade it, move it away, or delete it to begin anew") from None
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    return path
+    return Task(path)
 
 
 def grade(path: Path | str) -> Grade:
@@ -225,21 +243,35 @@ def run_process(name: str, path: Path) -> Grade:
         }
         with printed.open("wb") as output:
             process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
             try:
                 code = process.wait(WALL)
             except subprocess.TimeoutExpired:
-                process.kill()
-                code = process.wait()
-        said = printed.read_text(encoding="utf-8", errors="replace").strip()[-1500:]
+                code = HANGING[0]
+            finally:
+                end(process)
+        said = last_lines(printed.read_text(encoding="utf-8", errors="replace"))
         verdict = read_verdict(result)
         if verdict.kind == "hang" and code not in HANGING:
             verdict = Verdict("crash", f"the answer ended its process ({ending(code)})")
         return Grade(name, verdict, said)
 
 
-HANGING = {-9, -24}  # killed for using up its processor time or ours
+HANGING = (-signal.SIGKILL, -signal.SIGXCPU)  # it used up our time or its own
+
+
+def end(process: subprocess.Popen) -> None:
+    """Leave nothing behind: neither the process nor any that the answer has started."""
+    with contextlib.suppress(OSError):  # it is gone
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def read_verdict(result: Path) -> Verdict:
@@ -250,6 +282,12 @@ def read_verdict(result: Path) -> Verdict:
         return Verdict("crash", "the answer ended its process before it could be judged")
 
 
+def last_lines(printed: str) -> str:
+    """The end of what an answer printed, long lines cut."""
+    lines = printed.strip()[-2000:].splitlines()[-8:]
+    return "\n".join(line if len(line) <= 100 else f"{line[:99]}…" for line in lines)
+
+
 def ending(code: int) -> str:
     """How a process ended."""
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"

@@ -9,6 +9,7 @@ import lab
 import tinygrad_ds as tg
 from lab.cases import MAKERS, worked
 from lab.checking import STEPS, largest_error
+from lab.figures import text_curve
 from lab.usage import used_by
 from tinygrad_ds.primitive import Primitive
 from train.errors import UserError
@@ -98,7 +99,17 @@ def test_the_list_says_what_is_saved():
     entries = {entry.name: entry for entry in lab.list().entries}
     assert entries["exp"].saved_bytes == 4 * 128 * 256 * 4 and entries["add"].saved_bytes == 0
     assert entries["softmax"].twins == "cpu" and entries["exp"].family == "elementwise"
-    assert "exp" in repr(lab.list()) and 'href="#exp"' in lab.list()._repr_html_()
+    listed = lab.list()
+    assert "exp" in repr(listed) and "exp" in listed._repr_html_() and 'href="#exp"' not in listed.body()
+    assert 'href="#exp"' in listed.body(linked=True)
+    assert {entry.name: entry.what for entry in listed.entries}["cumsum"] == "yᵢ = x₀ + .. + xᵢ along axis"
+
+
+def test_a_curve_in_characters_has_a_row_for_each_decade():
+    text = text_curve(np.array([1e-2, 1e-1]), {"a": np.array([1e-9, 3e-5]), "b": np.array([1e-3, 1e-3])})
+    rows = text.splitlines()[:7]
+    assert [row[:5] for row in rows] == [f"1e-{n:02d}" for n in range(3, 10)]
+    assert rows[0].count("x") == 2 and "o" in rows[2] and "o" in rows[6]
 
 
 def test_a_twin_is_compared_in_error_speed_and_memory():

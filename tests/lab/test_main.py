@@ -65,7 +65,7 @@ def test_pages_are_written(run, tmp_path, arguments):
     ],
 )
 def test_bad_input_is_one_sentence(run, arguments, sentence, monkeypatch):
-    monkeypatch.setattr("lab.report.report_parts", list)
+    monkeypatch.setattr("lab.report_page.report_parts", list)
     code, out, err = run(*arguments)
     assert code == 2 and out == ""
     assert err.startswith("error: ") and sentence in err and err.count("\n") == 1

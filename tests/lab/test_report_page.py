@@ -7,7 +7,7 @@ import pytest
 import lab
 import tinygrad_ds as tg
 from lab.checking import check
-from lab.report import examples, layer_parts, primitive_part, write_report
+from lab.report_page import Report, examples, layer_parts, primitive_part
 
 
 def test_a_primitives_part_links_to_everything():
@@ -23,9 +23,16 @@ def test_layers_link_back():
     assert 'id="file-layers-mla.py"' in text and 'href="#concatenate"' in text
 
 
+def test_a_notebook_shows_the_page_in_a_frame(tmp_path):
+    report = Report('<section id="a"><p>a "quoted" word</p></section>')
+    assert "1 parts" in repr(report)
+    assert '<iframe srcdoc="&lt;section id=&quot;a&quot;' in report._repr_html_()
+    assert report.write(tmp_path / "new" / "page.html").read_text() == report.text
+
+
 @pytest.mark.slow
 def test_the_page_is_whole_and_needs_no_network(tmp_path):
-    page = write_report(tmp_path / "page.html").read_text()
+    page = lab.report().write(tmp_path / "page.html").read_text()
     ids = re.findall(r'\bid="([^"]+)"', page)
     own = [name for name in ids if not re.fullmatch(r"[a-zA-Z]\w*_\d+|[pmC]?[0-9a-f]{8,}\w*|DejaVu.*", name)]
     assert set(tg.primitives) <= set(own)

@@ -4,19 +4,20 @@ import ast
 import html
 import re
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import lab
 from lab import figures
 from lab.cases import MAKERS
 from lab.checking import LIMITS, STEPS, Checks, Curve, check
 from lab.comparison import compare
 from lab.errors import find
+from lab.exercises.grading import ladder
 from lab.exercises.making import LADDER
 from lab.explanation import explain
 from lab.overview import Overview, overview
-from lab.pieces import page, source_html
+from lab.pieces import bytes_text, page, source_html
 from lab.tracing import trace
 from lab.usage import ROOT, used_by
 from tinygrad_ds import primitives
@@ -63,15 +64,36 @@ class Example(NamedTuple):
     uses: list[str]
 
 
-def write_report(path: Path | str) -> Path:
-    """Write the page; it needs no other file. Raises UserError where it cannot be written."""
-    path = Path(path)
-    text = page("The gradient lab", "\n".join(report_parts()))
-    try:
-        write_aside(path, text.encode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    return path
+@dataclass(frozen=True)
+class Report:
+    """The page as text; it needs no other file."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        parts = self.text.count("<section ")
+        return (
+            f"The gradient lab as a page: {parts} parts, {bytes_text(len(self.text))}; .write(PATH) keeps it."
+        )
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, so that its links and its style stay inside."""
+        source = html.escape(self.text)
+        return f'<iframe srcdoc="{source}" style="width:100%;height:80vh;min-height:30rem;border:0"></iframe>'
+
+    def write(self, path: Path | str) -> Path:
+        """Write the page. Raises UserError where it cannot be written."""
+        path = Path(path)
+        try:
+            write_aside(path, self.text.encode())
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+        return path
+
+
+def report() -> Report:
+    """Everything on one page: about a minute of checks and timings."""
+    return Report(page("The gradient lab", "\n".join(report_parts())))
 
 
 def report_parts() -> list[str]:
@@ -87,7 +109,7 @@ def report_parts() -> list[str]:
         "written.</p>",
         index(listed),
         SEARCH,
-        part("list", "All primitives", listed.body()),
+        part("list", "All primitives", listed.body(linked=True)),
         part("exercises", "Exercises", exercises_text()),
         part("trace", "A training step", trace().body()),
         part("checks", "All checks", f"{checks_text(checks)}<p class=quiet>{LIMITS}</p>"),
@@ -119,7 +141,7 @@ def index(listed: Overview) -> str:
 
 def primitive_part(name: str, curves: dict[str, Curve], lessons: list[Example]) -> str:
     """The part of one primitive."""
-    body = explain(name).body()
+    body = explain(name).body(linked=True)
     if name in curves and curves[name].checked:
         curve = curves[name]
         drawn = figures.v_curve(STEPS, curve.curves, name)
@@ -148,7 +170,7 @@ def exercises_text() -> str:
     how = (
         "<p><code>python -m lab exercise NAME</code> writes a file; <code>--grade FILE</code> judges it.</p>"
     )
-    return f"<p>{lab.ladder().sentence()}</p>{how}<ol>{''.join(rows)}</ol>"
+    return f"<p>{ladder().sentence()}</p>{how}<ol>{''.join(rows)}</ol>"
 
 
 def layer_parts() -> list[str]:
