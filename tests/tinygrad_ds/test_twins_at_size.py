@@ -4,7 +4,6 @@ The registry walk's cases have a few rows. Here every one of a kernel's parts ha
 vectors and leave a remainder, so that a share that is cut wrongly shows.
 """
 
-import numpy as np
 import pytest
 
 import tinygrad_ds as tg
