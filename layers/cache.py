@@ -30,8 +30,9 @@ class Cache:
         """Bytes in use: those of `length` columns."""
         return self._rows[:, :, :, : self.length].nbytes
 
-    def room(self, layer: int, batch: int, time: int) -> Array:
-        """A layer's rows (batch, heads, capacity, width), with room for `time` columns behind those so far.
+    def room(self, layer: int | slice, batch: int, time: int) -> Array:
+        """A layer's rows (batch, heads, capacity, width), with room for `time` columns behind those so far;
+        those of several layers for a slice.
 
         `advance` counts the new columns in. Raises ValueError for another batch than the cache was made for.
         """
@@ -70,6 +71,21 @@ class Cache:
                 f"length is {length} but the cache holds {self.length} columns: 0 to {self.length}"
             )
         self.length = length
+
+    def select(self, rows: Array) -> None:
+        """Keep these rows of the batch, in this order; one that is named twice is there twice.
+
+        So sequences that have ended leave, and several continuations share the pass over their prompt.
+        rows (new batch,), 0 to batch - 1.
+        """
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or (rows < 0).any() or (rows >= self.batch).any():
+            raise ValueError(f"rows are {rows.tolist()} but must be from 0 to {self.batch - 1}")
+        shape = list(self._rows.shape)
+        shape[1] = len(rows)
+        kept = namespace(self._rows).empty(shape, dtype=self._rows.dtype)
+        kept[:, :, :, : self.length] = self._rows[:, rows, :, : self.length]
+        self._rows, self.batch = kept, len(rows)
 
     def shift_right(self, columns: Array) -> None:
         """Move row b by columns[b] to the right, over the columns at its end, leaving pads at its left.

@@ -43,13 +43,16 @@ class Router(Module):
             )
         }
 
-    def __call__(self, x: Tensor) -> Any:
-        """x (tokens, hidden) -> RouterSelection: weights and indices (tokens, K), scores (tokens, E)."""
+    def __call__(self, x: Tensor, chosen: Array | None = None) -> Any:
+        """x (tokens, hidden) -> RouterSelection: weights and indices (tokens, K), scores (tokens, E).
+
+        chosen (tokens, K): experts that are settled already.
+        """
         logits = tg.linear(x, self.weight)  # (tokens, E)
         bias = getattr(self, "e_score_correction_bias", None)
         if bias is None:
             bias = namespace(logits.data).zeros(logits.shape[1], dtype=logits.dtype)
-        return tg.router_selection(logits, bias, **self.rules)
+        return tg.router_selection(logits, bias, **self.rules, chosen=chosen)
 
 
 class Experts(Module):
@@ -79,7 +82,8 @@ class MoE(Module):
     """x (batch, time, hidden) -> y, balance: the experts' sum, and the balance loss (0-d), 0 if not wanted.
 
     `load` (E,) counts the tokens that each expert got in recorded passes since `update_router_bias`; `chosen`
-    (batch, time, K) and `weights` are the choices of the last pass.
+    (batch, time, K) and `weights` are the choices of the last pass. Where `replay` (batch, time, K) is set,
+    the pass takes these experts and chooses none.
     """
 
     def __init__(self, config: DeepSeekConfig, dtype: np.dtype) -> None:
@@ -92,11 +96,13 @@ class MoE(Module):
         self.load = here().zeros(config.n_routed_experts, dtype=np.int64)
         self.chosen: Array = None
         self.weights: Array = None
+        self.replay: Array | None = None
 
     def __call__(self, x: Tensor, balance: bool = False) -> tuple[Tensor, Tensor]:
         batch, time, hidden = x.shape
         flat = x.reshape(batch * time, hidden)
-        weights, indices, scores = self.gate(flat)
+        settled = None if self.replay is None else self.replay.reshape(batch * time, -1)
+        weights, indices, scores = self.gate(flat, settled)
         self.chosen = indices.data.reshape(batch, time, indices.shape[1])
         self.weights = weights.data.reshape(self.chosen.shape)
         if settings.current().recording:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ class Checkpoints:
     """The newest `keep` checkpoints of a run, each a folder: `step-00000200`.
 
     Each holds the weights as a published checkpoint (config.json, model.safetensors; layers.load_pretrained
-    reads it), the optimizer's state and the run's.
+    reads it), the optimizer's state and the run's. beside: other networks that a resume needs, each in a
+    folder of its name.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self, folder: Path, keep: int = 2, beside: Mapping[str, DeepSeekModel] | None = None
+    ) -> None:
+        self.folder, self.keep, self.beside = folder, keep, beside or {}
 
     def save(self, model: DeepSeekModel, optimizer: Any, state: State) -> Path:
         """Write a checkpoint and delete the oldest. Killed at any moment, it leaves the others whole."""
@@ -36,10 +40,13 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         save_pretrained(model, aside)
+        for name, other in self.beside.items():
+            (aside / name).mkdir()
+            save_pretrained(other, aside / name)
         save_file(optimizer.state_dict(), aside / OPTIMIZER)
         fields = vars(state) | {"rng": state.rng.bit_generator.state}
         (aside / STATE).write_text(json.dumps(fields), encoding="utf-8")
-        for path in [*aside.iterdir(), aside]:
+        for path in [*aside.rglob("*"), aside]:
             sync(path)
         aside.rename(final)
         sync(self.folder)

@@ -62,6 +62,20 @@ def test_rows_padded_on_the_right_are_shifted_into_line_and_go_on(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_selected_rows_go_on_as_if_they_had_been_alone(kind):
+    """Rows leave, change places and are there twice."""
+    model, ids, following = MODELS[kind], some_ids(3, 5), some_ids(4, 3, seed=9)
+    cache, rows = model.new_cache(3), [2, 0, 2, 0]
+    model(ids, cache)
+    cache.select(rows)
+    after = np.concatenate([model(following[:, i : i + 1], cache).data for i in range(3)], axis=1)
+    whole = model(np.concatenate([ids[rows], following], axis=1)).data[:, 5:]
+    np.testing.assert_allclose(after, whole, rtol=1e-11, atol=1e-12)
+    with pytest.raises(ValueError, match="rows are .4. but must be from 0 to 3"):
+        cache.select([4])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_was_truncated_leaves_no_trace(kind):
     model, ids = MODELS[kind], some_ids(2, 8)
     cache = model.new_cache(2)

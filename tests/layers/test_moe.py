@@ -198,3 +198,15 @@ def test_the_loss_of_a_model_adds_the_layers():
     assert float(model.losses(ids, ids, balance_weight=1.0).balance) == pytest.approx(trunk, rel=1e-13)
     both = model.losses(ids, ids, mtp_weight=0.1, balance_weight=1.0)
     assert float(both.balance) == pytest.approx(trunk + float(module), rel=1e-13)
+
+
+def test_a_pass_may_take_the_experts_of_an_earlier_one():
+    """Replayed choices hold whatever the bias now says, and no pass after them is bound."""
+    layer, x = layer_of(tiny()), Tensor(np.random.default_rng(1).normal(size=(2, 5, 10)))
+    y = layer(x)[0].data
+    chosen = layer.chosen.copy()
+    layer.gate.e_score_correction_bias.data[...] = [5, 4, 3, 2, 1, 0]
+    layer.replay = chosen
+    np.testing.assert_allclose(layer(x)[0].data, y, rtol=1e-12)
+    layer.replay = None
+    assert not np.array_equal(layer(x)[0].data, y) and not np.array_equal(layer.chosen, chosen)

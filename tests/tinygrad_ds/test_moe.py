@@ -90,10 +90,10 @@ def test_every_row_comes_back():
 def test_the_choice_is_that_of_the_definition(data):
     case = data.draw(STRATEGIES["router_selection"])
     options = dict(case.options)
-    options.pop("routed_scaling_factor")
+    options.pop("routed_scaling_factor"), options.pop("chosen", None)
     norm = options.pop("norm_topk_prob")
     logits, bias = (*case.arrays, 0.0)[:2]
-    chosen = tg.router_selection(*case.arrays, **case.options)
+    chosen = tg.router_selection(*case.arrays, **case.options | {"chosen": None})
     for n, row in enumerate(logits):
         assert [*chosen.indices.data[n]] == route(scores_of(row, options["scoring_func"]), bias, **options)[0]
     if norm:
@@ -152,6 +152,25 @@ def test_bias_steers_the_choice_and_nothing_else():
     assert np.allclose(steered.weights.data, taken / taken.sum(axis=1, keepdims=True), rtol=1e-12)
     steered.weights.sum().backward()
     assert bias.grad is None
+
+
+def test_what_was_chosen_before_is_taken_as_it_was():
+    """The same experts give the same weights and gradients; other ones their own scores."""
+    logits, cotangent = draw(6, 8), draw(6, 3)
+    results = []
+    for chosen in (None, tg.router_selection(logits, num_experts_per_tok=3).indices.data[:, ::-1]):
+        x = tg.Tensor(logits, requires_grad=True)
+        made = tg.router_selection(x, num_experts_per_tok=3, chosen=chosen)
+        (made.weights * cotangent).sum().backward()
+        results.append((made.indices.data, made.weights.data, x.grad))
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    first = np.tile(np.arange(3), (6, 1))
+    made = tg.router_selection(logits, num_experts_per_tok=3, chosen=first)
+    s = made.scores.data[:, :3]
+    np.testing.assert_allclose(made.weights.data, s / s.sum(axis=1, keepdims=True), rtol=1e-12)
+    with pytest.raises(ValueError, match=r"chosen has shape \(6, 3\) but 6 tokens have 2 experts each"):
+        tg.router_selection(logits, num_experts_per_tok=2, chosen=first)
 
 
 def test_scaling_all_chosen_scores_changes_no_weight():

@@ -45,6 +45,7 @@ def router_selection(
     topk_method=None,
     norm_topk_prob=True,
     routed_scaling_factor=1.0,
+    chosen=None,
 ):
     """Choose K = num_experts_per_tok experts for every token, and how much each of them counts.
 
@@ -61,7 +62,8 @@ def router_selection(
         topk_method "greedy", the usual one, has no groups. With "group_limited_greedy" a group's score is its
         best choice; outside the topk_group best groups choice is 0.
         w_e      = c s_e                      never divided
-    The K best choices win; where choices or groups are equal, the lower index does.
+    The K best choices win; where choices or groups are equal, the lower index does. chosen (N, K), no expert
+    twice in a row: experts that were chosen before stand in place of the best, to compute the same again.
 
     Raises ValueError for options that no choice can meet.
     """
@@ -76,9 +78,15 @@ def router_selection(
         choice = scores if bias is None else scores + bias
     else:
         scores = choice = softmax.forward(logits)[0]
-    if n_group > 1:
-        choice = _best_groups_only(xp, choice, n_group, topk_group, topk_method)
-    indices = xp.sort(_best(xp, choice, num_experts_per_tok), axis=-1)
+    if chosen is None:
+        if n_group > 1:
+            choice = _best_groups_only(xp, choice, n_group, topk_group, topk_method)
+        chosen = _best(xp, choice, num_experts_per_tok)
+    elif chosen.shape != (len(logits), num_experts_per_tok):
+        raise ValueError(
+            f"chosen has shape {chosen.shape} but {len(logits)} tokens have {num_experts_per_tok} experts each"
+        )
+    indices = xp.sort(chosen, axis=-1)
 
     t = xp.take_along_axis(scores, indices, axis=-1)  # (N, K)
     weights = c * t / (t.sum(axis=-1, keepdims=True) + 1e-20) if norm_topk_prob else c * t

@@ -65,18 +65,26 @@ def router_selection_cases(draw):
         while margin < MARGIN:
             logits[n] = 2 * rng.normal(size=experts)
             margin = route(scores_of(logits[n], scoring_func), bias, **options)[1]
+    if draw(st.integers(0, 3)) == 0:  # what some earlier pass chose
+        count = options["num_experts_per_tok"]
+        earlier = [rng.permutation(experts)[:count] for _ in range(tokens)]
+        options["chosen"] = np.array(earlier, dtype=np.int64).reshape(tokens, count)
     options["norm_topk_prob"] = scoring_func == "sigmoid" and draw(st.booleans())
     options["routed_scaling_factor"] = draw(st.sampled_from([1.0, 2.5]))
     return Case((logits, bias) if biased else (logits,), options)
 
 
 @composition("router_selection")
-def router_selection_composed(logits, bias=None, *, norm_topk_prob, routed_scaling_factor, **options):
+def router_selection_composed(
+    logits, bias=None, *, norm_topk_prob, routed_scaling_factor, chosen=None, **options
+):
     sigmoid = options["scoring_func"] == "sigmoid"
     scores = tg.sigmoid(logits) if sigmoid else tg.softmax(logits, axis=-1)
     offset = 0.0 if bias is None else bias.data
-    chosen = [route(row, offset, **options)[0] for row in scores.data]
+    if chosen is None:
+        chosen = [route(row, offset, **options)[0] for row in scores.data]
     indices = np.array(chosen, dtype=np.int64).reshape(len(chosen), options["num_experts_per_tok"])
+    indices = np.sort(indices, axis=-1)
     weights = tg.take_along_axis(scores, indices, axis=-1)
     if norm_topk_prob:
         weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)

@@ -31,9 +31,10 @@ def router_selection(
     topk_method=None,
     norm_topk_prob=True,
     routed_scaling_factor=1.0,
+    chosen=None,
 ):
     biases = [] if bias is None else [bias]
-    if not covered(logits, *biases) or any(b.shape != logits.shape[1:] for b in biases):
+    if chosen is not None or not covered(logits, *biases) or any(b.shape != logits.shape[1:] for b in biases):
         return NotImplemented
     tokens, experts = logits.shape
     k, c = num_experts_per_tok, float(routed_scaling_factor)
