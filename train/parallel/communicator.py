@@ -1,0 +1,197 @@
+"""The one object through which ranks talk. Every wait gives the core away, and no wait is for ever.
+
+All calls are non-blocking: what is under way is a `Pending`, and `wait` asks after it again and again. A
+blocking call of MPI would spin on a core that the awaited rank may need, and could not say what it waits for.
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic, sleep
+from typing import Any
+
+import numpy as np
+
+from tinygrad_ds.device import Array, namespace
+from train.errors import UserError
+from train.parallel.trace import Trace
+
+YIELDS, NAP = 20, 1e-4  # times that the core is only offered to others; seconds between two looks after that
+LONG = 10.0  # how many times longer others may take over what is no part of a step
+
+
+class Stalled(Exception):
+    """A rank waited longer than it is willing to."""
+
+
+class Pending:
+    """A message or an exchange that is under way. `buffers` stay alive, and untouched, until it is complete.
+
+    posted, seen: seconds of the clock when it began, and when it was first found complete.
+    """
+
+    def __init__(self, request: Any, what: str, buffers: Sequence[Array], trace: Trace) -> None:
+        self.request, self.what, self.buffers, self.trace = request, what, buffers, trace
+        self.posted, self.seen = trace.clock(), None
+
+    def test(self) -> bool:
+        """Whether it is complete. Asking is also what lets it go on: MPI works only inside its calls."""
+        if self.seen is None and self.request.Test():
+            self.seen = self.trace.clock()
+            self.trace.landed(self)
+        return self.seen is not None
+
+
+class Communicator:
+    """Some of the ranks of a run, numbered from 0; `numbers` are theirs among all.
+
+    patience: seconds that a rank waits before it gives up and says for what.
+    """
+
+    def __init__(self, mpi: Any, *, patience: float = 60.0, numbers: Sequence[int] | None = None) -> None:
+        self.mpi, self.rank, self.size = mpi, mpi.Get_rank(), mpi.Get_size()
+        self.numbers = list(range(self.size)) if numbers is None else list(numbers)
+        self.trace = Trace()
+        self.patience = patience
+        self.flying: list[Pending] = []
+        self.sent = 0
+        """Bytes that this rank handed to MPI."""
+
+    def part(self, ranks: Sequence[int]) -> "Communicator":
+        """A communicator of some of these ranks, in this order. They all call this, and nobody else."""
+        group = self.mpi.Get_group().Incl(list(ranks))
+        other = Communicator(
+            self.mpi.Create_group(group), patience=self.patience, numbers=[self.numbers[r] for r in ranks]
+        )
+        other.trace, other.flying = self.trace, self.flying
+        return other
+
+    def begin(self, request: Any, what: str, *buffers: Array) -> Pending:
+        """Note what is under way, for whoever asks after it."""
+        pending = Pending(request, what, buffers, self.trace)
+        self.flying.append(pending)
+        return pending
+
+    def progress(self) -> None:
+        """Ask after all that is under way, so that it goes on."""
+        self.flying[:] = [pending for pending in self.flying if not pending.test()]
+
+    def wait(self, pending: Pending) -> None:
+        """Return when it is complete. Raises Stalled after `patience` seconds."""
+        began, looks = monotonic(), 0
+        while not pending.test():
+            looks += 1
+            if looks <= YIELDS:
+                os.sched_yield()
+                continue
+            sleep(NAP)
+            if monotonic() - began > self.patience:
+                raise Stalled(
+                    f"rank {self.numbers[self.rank]} has waited {self.patience:.0f} seconds for "
+                    f"{pending.what}: a rank is stuck, or --timeout is too short"
+                )
+        self.flying[:] = [other for other in self.flying if other is not pending]
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """For what may take long and is no part of a step, such as reading text: ten times the patience."""
+        usual, self.patience = self.patience, self.patience * LONG
+        try:
+            yield
+        finally:
+            self.patience = usual
+
+    def send(self, array: Array, to: int, tag: int, what: str) -> Pending:
+        """Begin to send. The array must stay as it is until that is complete."""
+        array = namespace(array).ascontiguousarray(array)
+        self.sent += array.nbytes
+        return self.begin(self.mpi.Isend(array, to, tag), f"{what} to rank {self.numbers[to]}", array)
+
+    def receive(self, into: Array, source: int, tag: int, what: str) -> Pending:
+        """Begin to receive into a contiguous array."""
+        return self.begin(self.mpi.Irecv(into, source, tag), f"{what} from rank {self.numbers[source]}", into)
+
+    def add_up(self, array: Array, what: str) -> Array:
+        """The sum over all ranks, the same bits everywhere."""
+        array = namespace(array).ascontiguousarray(array)
+        total = namespace(array).empty_like(array)
+        self.sent += array.nbytes
+        self.wait(self.begin(self.mpi.Iallreduce(array, total), f"{what}, from {self}", array, total))
+        return total
+
+    def add_up_pieces(self, array: Array, counts: Sequence[int], what: str) -> Array:
+        """The sum over all ranks of a flat array, of which rank r gets its `counts[r]` entries."""
+        piece = namespace(array).empty(counts[self.rank], dtype=array.dtype)
+        self.sent += array.nbytes
+        request = self.mpi.Ireduce_scatter(array, piece, list(counts))
+        self.wait(self.begin(request, f"{what}, from {self}", array, piece))
+        return piece
+
+    def join_pieces(self, piece: Array, counts: Sequence[int], what: str) -> Array:
+        """All ranks' flat pieces one behind the other; rank r has `counts[r]` entries."""
+        whole = namespace(piece).empty(sum(counts), dtype=piece.dtype)
+        self.sent += piece.nbytes
+        request = self.mpi.Iallgatherv(piece, [whole, list(counts)])
+        self.wait(self.begin(request, f"{what}, from {self}", piece, whole))
+        return whole
+
+    def exchange(self, rows: Array, outgoing: Sequence[int], incoming: Sequence[int], what: str) -> Pending:
+        """Begin to send `outgoing[r]` of the rows to rank r, in order, and to receive `incoming[r]` from it.
+
+        The rows that come are `buffers[1]`, in the order of the ranks.
+        """
+        rows = namespace(rows).ascontiguousarray(rows)
+        width = int(np.prod(rows.shape[1:]))
+        into = namespace(rows).empty((sum(incoming), *rows.shape[1:]), dtype=rows.dtype)
+        self.sent += rows.nbytes
+        request = self.mpi.Ialltoallv(
+            [rows, [n * width for n in outgoing]], [into, [n * width for n in incoming]]
+        )
+        return self.begin(request, f"{what} of {self}", rows, into)
+
+    def everybody(self, value: Any, what: str) -> list[Any]:
+        """The values of all ranks, small objects, in the order of the ranks."""
+        data = np.frombuffer(pickle.dumps(value), dtype=np.uint8)
+        lengths = self.join_pieces(np.array([len(data)]), [1] * self.size, what)
+        joined = self.join_pieces(data, lengths.tolist(), what)
+        ends = np.cumsum(lengths)
+        return [pickle.loads(joined[end - length : end].tobytes()) for end, length in zip(ends, lengths)]
+
+    def from_first(self, value: Any, what: str) -> Any:
+        """The value of rank 0, on every rank."""
+        return self.everybody(value if self.rank == 0 else None, what)[0]
+
+    def first_alone(self, work: Callable[[], Any], what: str) -> Any:
+        """What `work` returns on rank 0, on every rank, or the UserError that it raises there."""
+        value, error = None, None
+        if self.rank == 0:
+            try:
+                value = work()
+            except UserError as mistake:
+                error = mistake
+        with self.patient():
+            value, error = self.from_first((value, error), what)
+        if error is not None:
+            raise error
+        return value
+
+    def in_turn(self, work: Callable[[], Any], what: str) -> Any:
+        """What `work` returns, on every rank its own. Rank 0 goes ahead: the others find its files."""
+        done: list[Any] = []
+        self.first_alone(lambda: done.append(work()), what)
+        return done[0] if done else work()
+
+    def to_first(self, value: Any, what: str) -> list[Any]:
+        """The values of all ranks on rank 0, where they may be large; an empty list elsewhere."""
+        data = np.frombuffer(pickle.dumps(value, protocol=5), dtype=np.uint8)
+        lengths = self.join_pieces(np.array([len(data)]), [1] * self.size, what).tolist()
+        joined = np.empty(sum(lengths) if self.rank == 0 else 0, dtype=np.uint8)
+        self.sent += len(data)
+        request = self.mpi.Igatherv(data, [joined, lengths], 0)
+        self.wait(self.begin(request, f"{what}, from {self}", data, joined))
+        ends = np.cumsum(lengths) if self.rank == 0 else []
+        return [pickle.loads(joined[end - length : end]) for end, length in zip(ends, lengths)]
+
+    def __str__(self) -> str:
+        return f"ranks {', '.join(map(str, self.numbers))}"

@@ -1,0 +1,61 @@
+"""Ranks begin and end together. mpi4py is imported here and nowhere else."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import cache
+from time import monotonic, sleep
+
+from train.errors import UserError
+from train.parallel.communicator import Communicator
+
+# What launchers tell their processes: MPICH and Intel MPI, Open MPI, Slurm with PMIx.
+MARKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
+GRACE = 4.0  # seconds in which ranks that found the same mistake find each other
+
+
+def under_mpiexec() -> bool:
+    """Whether a launcher of MPI started this process."""
+    return any(mark in os.environ for mark in MARKS)
+
+
+@cache
+def world() -> Communicator:
+    """All ranks: those that mpiexec started, or this process alone. UserError where mpi4py is missing."""
+    try:
+        import mpi4py
+    except ImportError as error:
+        raise UserError(
+            "mpi4py is not installed, but ranks talk through it: pip install 'tinygrad-ds[mpi]', or mpi4py "
+            "alone where you have an MPI of your own"
+        ) from error
+    mpi4py.rc.thread_level = "funneled"  # kernels have threads, but only the main one calls MPI
+    from mpi4py import MPI
+
+    return Communicator(MPI.COMM_WORLD)
+
+
+def together(work: Callable[[], int]) -> int:
+    """Run `work`, which returns an exit code, as one of several ranks: however one ends, all end.
+
+    Only rank 0 is heard. A mistake that all ranks found is told once, and they leave with its exit code. What
+    one rank alone met, an error that nobody foresaw above all, is printed at once, and ends the others.
+    """
+    ranks, errors = world(), sys.stderr
+    goodbye = ranks.mpi.Dup()  # of its own: other ranks may still wait for something on the first
+    if ranks.rank:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+    try:
+        code = work()
+    except Exception:
+        print(f"rank {ranks.rank} of {ranks.size} failed:\n{traceback.format_exc()}", file=errors, flush=True)
+        ranks.mpi.Abort(1)
+        raise
+    request, began = goodbye.Ibarrier(), monotonic()
+    while not request.Test():
+        if code and monotonic() - began > GRACE:
+            print(f"rank {ranks.rank} of {ranks.size} gave up alone", file=errors, flush=True)
+            ranks.mpi.Abort(code)
+        sleep(0.01)
+    return code
