@@ -17,8 +17,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from train.pipeline.memory import most_alive, most_waiting
 from train.pipeline.messages import Message, Planned, plan, stage_count
-from train.pipeline.steps import KINDS, B, F, I, Schedule, ScheduleError, Step, W
+from train.pipeline.steps import KINDS, F, I, Schedule, ScheduleError, Step, W
 
 Channel = tuple[int, int, str, int]
 
@@ -45,10 +46,16 @@ def check(schedule: Schedule) -> Report:
     ahead = 0
     while run(planned, ahead):
         ahead += 1
-    alive, waiting = peaks(schedule)
     microbatches = 1 + max(part.microbatch for part in all_parts(schedule))
     messages = sum(len(step.sends) for rank in planned for step in rank)
-    return Report(stage_count(schedule), microbatches, alive, waiting, messages, ahead)
+    return Report(
+        stages=stage_count(schedule),
+        microbatches=microbatches,
+        alive=most_alive(schedule),
+        waiting=most_waiting(schedule),
+        messages=messages,
+        ahead=ahead,
+    )
 
 
 def all_parts(schedule: Schedule) -> list[Step]:
@@ -197,25 +204,3 @@ def circle(waits: Mapping[int, tuple[int, str]]) -> str:
         passed.append(rank)
         rank = waits[rank][0]
     return ", ".join(waits[rank][1] for rank in passed[passed.index(rank) :])
-
-
-def peaks(schedule: Schedule) -> tuple[list[int], list[int]]:
-    """For every rank, the most stage inputs alive at once and the most weight halves that wait at once.
-
-    An input is alive from the beginning of F to the end of B or W. In F&B both passes are alive.
-    """
-    most_alive, most_waiting = [], []
-    for steps in schedule:
-        alive = waiting = 0
-        alive_at, waiting_at = [0], [0]
-        for step in steps:
-            kinds = [part.kind for part in step.parts]
-            alive += kinds.count(F)
-            waiting += kinds.count(I)
-            alive_at.append(alive)
-            waiting_at.append(waiting)
-            alive -= kinds.count(B) + kinds.count(W)
-            waiting -= kinds.count(W)
-        most_alive.append(max(alive_at))
-        most_waiting.append(max(waiting_at))
-    return most_alive, most_waiting
