@@ -38,7 +38,7 @@ class GroupedAttention(Module):
         self.q_proj = Linear(d, self.h * self.d_qk, dtype, bias=bias)
         self.k_proj = Linear(d, self.n_kv * self.d_qk, dtype, bias=bias)
         self.v_proj = Linear(d, self.n_kv * self.d_v, dtype, bias=bias)
-        self.o_proj = Linear(self.h * self.d_v, d, dtype, bias=bias)
+        self.o_proj = Linear(self.h * self.d_v, d, dtype, bias=bias, behind_attention=True)
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         batch, time, _ = x.shape

@@ -6,6 +6,7 @@ import numpy as np
 
 import tinygrad_ds as tg
 from layers.module import Module, Part, parameter
+from layers.precision import products
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import Array
 
@@ -14,7 +15,7 @@ class Linear(Module):
     """y = W x + b. x (..., inputs) -> y (..., outputs); W (outputs, inputs) as published.
 
     `merged`: (name, rows) of the published matrices that W holds one above the other, as they read the same
-    x.
+    x. `behind_attention`: FP8 training keeps that x in a format of its own.
     """
 
     def __init__(
@@ -25,13 +26,14 @@ class Linear(Module):
         *,
         bias: bool = False,
         merged: tuple[tuple[str, int], ...] = (),
+        behind_attention: bool = False,
     ) -> None:
         self.weight = parameter((outputs, inputs), dtype)
         self.bias = parameter((outputs,), dtype) if bias else None
-        self.merged = merged
+        self.merged, self.behind_attention = merged, behind_attention
 
     def __call__(self, x: Tensor) -> Tensor:
-        return tg.linear(x, self.weight) if self.bias is None else tg.linear(x, self.weight, self.bias)
+        return products().linear(x, self.weight, self.bias, behind_attention=self.behind_attention)
 
     def published(self, path: str = "") -> Iterator[Part]:
         """The matrix, or those merged into it under their own names."""

@@ -24,6 +24,7 @@ from layers.context import Context
 from layers.linear import Linear
 from layers.module import Module
 from layers.norm import LATENT_EPS, RMSNorm
+from layers.precision import products
 from layers.rope import softmax_scale
 from tinygrad_ds import Tensor
 
@@ -49,7 +50,7 @@ class MLA(Module):
         self.kv_a_proj_with_mqa = Linear(d, self.r + self.d_r, dtype, bias=bias)
         self.kv_a_layernorm = RMSNorm(self.r, LATENT_EPS, dtype)
         self.kv_b_proj = Linear(self.r, self.h * (self.d_n + self.d_v), dtype)
-        self.o_proj = Linear(self.h * self.d_v, d, dtype, bias=bias)
+        self.o_proj = Linear(self.h * self.d_v, d, dtype, bias=bias, behind_attention=True)
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         batch, time, _ = x.shape
@@ -106,7 +107,12 @@ class MLA(Module):
         return (o_lat.swapaxes(1, 2) @ w_uv.swapaxes(1, 2)).swapaxes(1, 2)
 
     def cheaper_form(self, time: int, length: int) -> str:
-        """The form with fewer products for `time` queries over `length` keys, per head."""
+        """The form with fewer products for `time` queries over `length` keys, per head.
+
+        Where products are rounded W_kvb stays whole, so that it is rounded as any other matrix.
+        """
+        if products().rounds:
+            return "expanded"
         expand = length * self.r * (self.d_n + self.d_v) + time * length * (self.d_n + self.d_r + self.d_v)
         absorb = time * self.r * (self.d_n + self.d_v) + time * length * (2 * self.r + self.d_r)
         return "absorbed" if absorb < expand else "expanded"

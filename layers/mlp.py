@@ -2,9 +2,9 @@
 
 import numpy as np
 
-import tinygrad_ds as tg
 from layers.linear import Linear
 from layers.module import Module
+from layers.precision import products
 from tinygrad_ds import Tensor
 
 
@@ -18,5 +18,5 @@ class MLP(Module):
         self.down_proj = Linear(width, hidden, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate, up = tg.split(self.gate_up_proj(x), sections=2, axis=-1)  # (..., width) each
-        return self.down_proj(tg.swiglu(gate, up))
+        gate_up = self.gate_up_proj(x)  # (..., 2 width)
+        return products().swiglu_linear(gate_up, self.down_proj.weight)

@@ -17,9 +17,10 @@ from layers.balance import balance_loss
 from layers.config import DeepSeekConfig
 from layers.mlp import MLP
 from layers.module import Module, Part, parameter
+from layers.precision import products
 from tinygrad_ds import Tensor, settings
 from tinygrad_ds.device import Array, here, namespace
-from tinygrad_ds.ops.experts import expert_order
+from tinygrad_ds.ops.experts import count_numbers, expert_order
 
 
 class Router(Module):
@@ -66,8 +67,9 @@ class Experts(Module):
     def __call__(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
         """sum_k weights[n, k] FFN_{indices[n, k]}(x[n]).  x (tokens, hidden), the others (tokens, K)."""
         offsets, position = expert_order(indices.data, num_experts=self.count)
-        gate_up = tg.experts_in(x, self.gate_up_proj, position, offsets)  # (tokens K, 2 width)
-        return tg.experts_out(gate_up, weights, self.down_proj, position, offsets)
+        multiply = products()
+        gate_up = multiply.experts_in(x, self.gate_up_proj, position, offsets)  # (tokens K, 2 width)
+        return multiply.experts_out(gate_up, weights, self.down_proj, position, offsets)
 
     def published(self, path: str = "") -> Iterator[Part]:
         """Three matrices for every expert, one by one."""
@@ -106,7 +108,7 @@ class MoE(Module):
         self.chosen = indices.data.reshape(batch, time, indices.shape[1])
         self.weights = weights.data.reshape(self.chosen.shape)
         if settings.current().recording:
-            self.load += namespace(self.load).bincount(indices.data.reshape(-1), minlength=len(self.load))
+            self.load += count_numbers(indices.data, bins=len(self.load))
         y = self.experts(flat, weights, indices)
         if hasattr(self, "shared_experts"):
             y = y + self.shared_experts(flat)

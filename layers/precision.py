@@ -1,0 +1,157 @@
+"""The precision of a network's products with weights: the model's own, or rounded as on a GPU.
+
+    with precision(Fp8(), seed=step):
+        model.loss(ids, targets).backward()
+
+Every Linear and all experts ask `products()` for theirs. Embedding, output head, router, norms and attention
+itself keep the model's own precision in all cases, as in DeepSeek-V3 (section 3.3.1).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Literal
+
+import tinygrad_ds as tg
+from tinygrad_ds import Tensor
+from tinygrad_ds.device import Array
+
+CALLS = 1 << 20  # more than a step has: seeds of one step stay apart from those of the next
+
+
+class Products:
+    """In the model's own precision; the base of the others."""
+
+    rounds = False
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, behind_attention: bool = False
+    ) -> Tensor:
+        """y = W x + b, x (..., in) -> (..., out); behind attention x may be kept in a format of its own."""
+        return tg.linear(x, weight) if bias is None else tg.linear(x, weight, bias)
+
+    def swiglu_linear(self, gate_up: Tensor, weight: Tensor) -> Tensor:
+        """W (silu(gate) * up) of [gate | up] (..., 2 width)."""
+        gate, up = tg.split(gate_up, sections=2, axis=-1)  # (..., width) each
+        return self.linear(tg.swiglu(gate, up), weight)
+
+    def experts_in(self, x: Tensor, weight: Tensor, position: Array, offsets: Array) -> Tensor:
+        """[gate | up] (tokens K, 2 width) of the experts that each row of x (tokens, hidden) goes to."""
+        return tg.experts_in(x, weight, position, offsets)
+
+    def experts_out(
+        self, gate_up: Tensor, weights: Tensor, weight: Tensor, position: Array, offsets: Array
+    ) -> Tensor:
+        """The experts' outputs, weighted and added up for each token: (tokens, hidden)."""
+        return tg.experts_out(gate_up, weights, weight, position, offsets)
+
+
+class Bfloat16(Products):
+    """Factors of all products, and the gradients that arrive, rounded to bfloat16; sums in float32."""
+
+    rounds = True
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, behind_attention: bool = False
+    ) -> Tensor:
+        """As above; a gradient is rounded on its way back through each of the three roundings."""
+        return rounded(super().linear(rounded(x), rounded(weight), bias))
+
+    def experts_in(self, x: Tensor, weight: Tensor, position: Array, offsets: Array) -> Tensor:
+        """As above."""
+        return rounded(super().experts_in(rounded(x), rounded(weight), position, offsets))
+
+    def experts_out(
+        self, gate_up: Tensor, weights: Tensor, weight: Tensor, position: Array, offsets: Array
+    ) -> Tensor:
+        """As above; the SwiGLU in between is not rounded."""
+        return rounded(super().experts_out(rounded(gate_up), weights, rounded(weight), position, offsets))
+
+
+def rounded(x: Tensor) -> Tensor:
+    """x to the numbers of bfloat16, in its own dtype; the gradient is rounded in the same way."""
+    return tg.astype(tg.astype(x, dtype="bfloat16"), dtype=x.dtype)
+
+
+@dataclass(frozen=True)
+class Fp8(Products):
+    """The FP8 recipe of DeepSeek-V3, section 3.3, and what one might do in its place."""
+
+    gradient_format: Literal["e4m3", "e5m2"] = "e4m3"
+    """Of the gradients that arrive at a product. Before V3, e5m2 was usual."""
+    scaling: Literal["tile", "tensor"] = "tile"
+    """A scale for each tile of 1 x 128 and block of 128 x 128, or one for each tensor."""
+    power_of_two: bool = False
+    """Round all scales up to powers of two."""
+    stochastic: bool = False
+    """Round up or down at random, right in the mean, in place of to the nearest."""
+    accumulation: Literal["float32", "tensor_core"] = "float32"
+    """tensor_core adds with 14 bits, as the hardware does; slow to simulate."""
+    promote_every: int = 128
+    """With tensor_core: terms after which a sum moves to float32; 0 for never."""
+    after_attention: Literal["e5m6", "e4m3"] = "e5m6"
+    """What keeps the input of the Linear behind attention, with scales that are powers of two."""
+
+    rounds = True
+
+    def options(self) -> dict[str, Any]:
+        """The options that all FP8 primitives share."""
+        return {
+            "gradient_format": self.gradient_format,
+            "side": 128 if self.scaling == "tile" else None,
+            "power_of_two": self.power_of_two,
+            "seed": next(_seeds.get()) if self.stochastic else None,
+            "accumulation": self.accumulation,
+            "promote_every": self.promote_every or None,
+        }
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, behind_attention: bool = False
+    ) -> Tensor:
+        """As above, x quantised by 1 x 128 and W by 128 x 128."""
+        options = self.options()
+        if behind_attention and self.after_attention != "e4m3":
+            options |= {"cache_format": self.after_attention, "power_of_two": True}
+        if bias is None:
+            return tg.fp8_linear(x, weight, **options)
+        return tg.fp8_linear(x, weight, bias, **options)
+
+    def swiglu_linear(self, gate_up: Tensor, weight: Tensor) -> Tensor:
+        """As above; [gate | up] is kept in FP8 and the SwiGLU computed again in backward."""
+        return tg.fp8_swiglu_linear(gate_up, weight, **self.options())
+
+    def experts_in(self, x: Tensor, weight: Tensor, position: Array, offsets: Array) -> Tensor:
+        """As above; x is quantised before it goes to the experts."""
+        return tg.fp8_experts_in(x, weight, position, offsets, **self.options())
+
+    def experts_out(
+        self, gate_up: Tensor, weights: Tensor, weight: Tensor, position: Array, offsets: Array
+    ) -> Tensor:
+        """As above; [gate | up] is kept in FP8."""
+        return tg.fp8_experts_out(gate_up, weights, weight, position, offsets, **self.options())
+
+
+EXACT = Products()
+_products: ContextVar[Products] = ContextVar("products", default=EXACT)
+_seeds: ContextVar[Iterator[int]] = ContextVar("seeds")  # set wherever an Fp8 is
+
+
+def products() -> Products:
+    """How products are computed here."""
+    return _products.get()
+
+
+@contextmanager
+def precision(chosen: Products, *, seed: int = 0) -> Iterator[None]:
+    """Compute products as `chosen` for the length of a `with` block.
+
+    seed: of stochastic rounding, such as the number of the step; every call in the block draws its own.
+    """
+    before, seeds = _products.set(chosen), _seeds.set(count(seed * CALLS))
+    try:
+        yield
+    finally:
+        _products.reset(before)
+        _seeds.reset(seeds)
