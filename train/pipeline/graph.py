@@ -49,7 +49,7 @@ class Graph:
                         halves += kind == I
                     passes += 1
                 number += 1
-        if not passes - halves == 2 * size(outputs) == 2 * size(gradients):
+        if not 0 < passes - halves == 2 * size(outputs) == 2 * size(gradients):
             check(schedule)
         last = max(outputs)
         needs: list[tuple[int, ...]] = [()] * number
