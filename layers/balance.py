@@ -9,6 +9,7 @@ f counts and has no gradient; P pulls the scores of overloaded experts down. Eve
 import tinygrad_ds as tg
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import Array, namespace
+from tinygrad_ds.ops.experts import count_numbers
 
 
 def balance_loss(scores: Tensor, num_experts_per_tok: int, chosen: Array | None = None) -> Tensor:
@@ -23,7 +24,7 @@ def balance_loss(scores: Tensor, num_experts_per_tok: int, chosen: Array | None 
         chosen = xp.argsort(-scores.data, axis=-1, kind="stable")[..., :num_experts_per_tok]
     # (batch, time K), one range of numbers a sequence
     numbered = chosen.reshape(batch, -1) + experts * xp.arange(batch)[:, None]
-    count = xp.bincount(numbered.reshape(-1), minlength=batch * experts).reshape(batch, experts)
+    count = count_numbers(numbered, bins=batch * experts).reshape(batch, experts)
     f = (count * (experts / (num_experts_per_tok * time))).astype(scores.dtype)  # (batch, E)
     p = (scores / scores.sum(axis=-1, keepdims=True)).mean(axis=1)  # (batch, E)
     return tg.sum(p * f) / batch

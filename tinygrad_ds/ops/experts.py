@@ -14,12 +14,20 @@ from types import ModuleType
 from typing import NamedTuple
 
 from tinygrad_ds.device import Array, namespace, to_host
+from tinygrad_ds.inference import inference
 from tinygrad_ds.ops.activation import logistic
 from tinygrad_ds.ops.broadcast import fit
 from tinygrad_ds.ops.moe import check_bounds, runs
 from tinygrad_ds.primitive import primitive
 
 
+@inference
+def count_numbers(values: Array, *, bins: int) -> Array:
+    """(bins,): how often each whole number from 0 to bins - 1 stands in `values`, which hold no other."""
+    return namespace(values).bincount(values.reshape(-1), minlength=bins)
+
+
+@inference
 def expert_order(indices: Array, *, num_experts: int) -> tuple[Array, Array]:
     """Where every choice goes when rows are sorted by expert and, within an expert, by token.
 
@@ -37,7 +45,7 @@ def expert_order(indices: Array, *, num_experts: int) -> tuple[Array, Array]:
     position = xp.empty_like(order)
     position[order] = xp.arange(flat.size)
     offsets = xp.zeros(num_experts + 1, dtype=xp.int64)
-    offsets[1:] = xp.cumsum(xp.bincount(flat, minlength=num_experts))
+    offsets[1:] = xp.cumsum(count_numbers(flat, bins=num_experts))
     return offsets, position.reshape(indices.shape)
 
 
