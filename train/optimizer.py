@@ -10,6 +10,7 @@ import numpy as np
 from layers.module import Module
 from tinygrad_ds import Tensor, settings
 from tinygrad_ds.device import Array, device_of, namespace, to_host
+from tinygrad_ds.dtypes import dtype as named_dtype
 from train.errors import UserError
 
 BLOCK = 1 << 16  # entries worked on at once: parameter, gradient and both moments then stay in the cache
@@ -74,8 +75,14 @@ def adamw_update(
         p = p - lr m^ / (sqrt(v^) + eps),           m^ = m / (1 - b1^t), v^ = v / (1 - b2^t)
 
     m and v start at 0 and lean towards it; the divisors take that out. Loshchilov and Hutter 2019, algorithm
-    2.
+    2. Moments of a narrower dtype than p are widened, moved and rounded again, a block at a time.
     """
+    if m.dtype != p.dtype:
+        for p_b, g_b, m_b, v_b in blocks(p, g, m, v):
+            wide = m_b.astype(p.dtype), v_b.astype(p.dtype)
+            adamw_update(p_b, g_b, *wide, t=t, lr=lr, betas=betas, decay=decay, eps=eps)
+            m_b[...], v_b[...] = wide
+        return
     b1, b2 = betas
     c1, c2 = 1 - b1**t, 1 - b2**t
     if kernels := fused(p):
@@ -99,7 +106,8 @@ class AdamW:
     nothing here ever touches it. A leaf whose gradient is None is left as it is. `lr` may be set before each
     step.
 
-    choose(path, leaf): which of the leaves to take, by default all.
+    choose(path, leaf): which of the leaves to take, by default all. moments: the dtype of both moments, None
+    for that of the parameters; "bfloat16" halves their memory (DeepSeek-V3, section 3.3.3).
     """
 
     def __init__(
@@ -111,13 +119,17 @@ class AdamW:
         weight_decay: float = 0.1,
         eps: float = 1e-8,
         choose: Callable[[str, Tensor], bool] = lambda path, leaf: True,
+        moments: str | None = None,
     ) -> None:
         self.model = model
         self.lr, self.betas, self.weight_decay, self.eps = lr, betas, weight_decay, eps
         self.steps = 0
         self.leaves = {path: leaf for path, leaf in model.named_leaves() if choose(path, leaf)}
         self.moments = {
-            path: (namespace(leaf.data).zeros_like(leaf.data), namespace(leaf.data).zeros_like(leaf.data))
+            path: tuple(
+                namespace(leaf.data).zeros(leaf.shape, dtype=named_dtype(moments or leaf.dtype))
+                for _ in range(2)
+            )
             for path, leaf in self.leaves.items()
         }
 

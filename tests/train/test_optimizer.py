@@ -2,9 +2,11 @@ import math
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import tinygrad_ds as tg
 from tests.train.tiny import tiny_model, with_gradient
+from tinygrad_ds.dtypes import dtype as named_dtype
 from train.errors import UserError
 from train.optimizer import BLOCK, AdamW, adamw_update, blocks, clip_grad_norm
 
@@ -160,3 +162,34 @@ def test_optimizer_forgets_gradients():
     model = with_gradient(tiny_model())
     AdamW(model, lr=0.1).zero_grad()
     assert all(leaf.grad is None for leaf in model.parameters())
+
+
+def test_bfloat16_moments_are_the_rounded_ones_of_each_step():
+    p, g = np.linspace(-1, 1, 6, dtype=np.float32), np.linspace(0.1, 3, 6, dtype=np.float32)
+    options = {"lr": 0.1, "betas": (0.9, 0.95), "decay": 0.0, "eps": 1e-8}
+    narrow = [np.zeros(6, named_dtype("bfloat16")) for _ in range(2)]
+    wide = [np.zeros(6, np.float32) for _ in range(2)]
+    other = p.copy()
+    for t in (1, 2, 3):
+        adamw_update(p, g * t, *narrow, t=t, **options)
+        adamw_update(other, g * t, *wide, t=t, **options)
+        for moment in wide:
+            moment[...] = moment.astype(named_dtype("bfloat16"))
+        np.testing.assert_array_equal(p, other)
+        for kept, moment in zip(narrow, wide):
+            np.testing.assert_array_equal(kept.astype(np.float32), moment)
+
+
+def test_bfloat16_moments_take_two_bytes_each_and_survive_a_checkpoint(tmp_path):
+    model = with_gradient(tiny_model())
+    narrow, wide = AdamW(model, lr=0.1, moments="bfloat16"), AdamW(model, lr=0.1)
+    size = [sum(m.nbytes + v.nbytes for m, v in each.moments.values()) for each in (narrow, wide)]
+    assert size[0] / 2 == size[1] / model.dtype.itemsize
+    narrow.step()
+    save_file(narrow.state_dict(), tmp_path / "state.safetensors")
+    again = AdamW(model, lr=0.1, moments="bfloat16")
+    again.load_state_dict(load_file(tmp_path / "state.safetensors"))
+    for path, pair in narrow.moments.items():
+        for moment, loaded in zip(pair, again.moments[path]):
+            assert loaded.dtype == moment.dtype
+            np.testing.assert_array_equal(loaded, moment)
