@@ -5,13 +5,14 @@
     python -m train --resume runs/mine
     python -m train generate runs/mine --prompt "The try statement"
     python -m train extend runs/mine --factor 4           rows four times as long, by YaRN
+    mpiexec -n 4 python -m train --pipeline dualpipe      the same training by four processes
 
 Settings come from --config FILE.toml and from flags, which win.
 """
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ import tinygrad_ds as tg
 from layers import generate
 from train import extend, run
 from train.checkpoint import Checkpoints, load_model
-from train.config import DEMO, Config
+from train.config import DEMO, Config, Parallel
 from train.errors import UserError
+from train.parallel import launch
+from train.parallel.crew import make_team
 from train.progress import Display
 from train.tokenizer import Tokenizer
 from train.trainer import TrainingStopped
@@ -57,21 +60,31 @@ class Generate:
 
 def main() -> None:
     """Do what the arguments say. Exit code 2 where they, or what they name, cannot be used."""
+    code = launch.together(attempt) if launch.under_mpiexec() else attempt()
+    if code:
+        sys.exit(code)
+
+
+def attempt() -> int:
+    """The exit code of the command, having said what went wrong."""
     try:
         command(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except TrainingStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted: --resume goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
 
 
 def command(arguments: list[str]) -> None:
     """Choose between generating, extending, the demo and training."""
+    if arguments[:1] in (["generate"], ["extend"]) and launch.under_mpiexec():
+        raise UserError(f"{arguments[0]} is the work of one process: start it without mpiexec")
     if arguments[:1] == ["generate"]:
         write(tyro.cli(Generate, args=arguments[1:], prog="python -m train generate"))
     elif arguments[:1] == ["extend"]:
@@ -89,19 +102,23 @@ def begin(arguments: list[str], default: Config, program: str) -> None:
     first.add_argument("--resume", type=Path)
     named, _ = first.parse_known_args(arguments)
     if named.resume:
-        default = Config.load(named.resume / "config.toml")
+        default = replace(Config.load(named.resume / "config.toml"), parallel=Parallel())
     elif named.config:
         default = Config.load(named.config)
     asked = tyro.cli(Train, args=arguments, default=Train(default), prog=program, description=__doc__)
-    if asked.settings.threads is not None:
+    threads = asked.settings.threads
+    if threads is None and launch.under_mpiexec():
+        threads = 1  # a rank is a core
+    if threads is not None:
         try:
-            tg.set_threads(asked.settings.threads)
+            tg.set_threads(threads)
         except ValueError as error:
             raise UserError(str(error)) from error
+    team = make_team(asked.settings)
     if asked.resume:
-        run.resume(asked.resume, default, asked.settings, Display())
+        run.resume(asked.resume, default, asked.settings, Display(), team)
     else:
-        run.start(asked.settings, Display())
+        run.start(asked.settings, Display(), team)
 
 
 def write(asked: Generate) -> None:

@@ -109,8 +109,12 @@ class SaveEvery:
     def __init__(self, checkpoints: Checkpoints, model: DeepSeekModel, optimizer: Any, steps: int) -> None:
         self.checkpoints, self.model, self.optimizer, self.steps = checkpoints, model, optimizer, steps
 
+    def due(self, state: State) -> bool:
+        """Whether it is time."""
+        return state.step % self.steps == 0 or state.done >= state.total
+
     def __call__(self, state: State, record: Record) -> None:
         """Save if it is time. It must come after the metrics, whose length it records."""
-        if state.step % self.steps == 0 or state.done >= state.total:
+        if self.due(state):
             with state.phase("checkpoints"):
                 self.checkpoints.save(self.model, self.optimizer, state)

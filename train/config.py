@@ -91,6 +91,32 @@ class Learning:
 
 
 @dataclass(frozen=True)
+class Parallel:
+    """Ranks, which `mpiexec -n 4 python -m train ...` starts, and what they share out. Of this session alone:
+    a run may go on with other ranks, or none.
+    """
+
+    pipeline: Literal["none", "gpipe", "one_f_one_b", "zb1p", "dualpipe", "dualpipe_v"] = "none"
+    """The schedule by which ranks pass micro-batches through the layers; none: every rank has all layers."""
+    pipeline_ranks: int | None = None
+    """Ranks in a pipeline; several pipelines share each batch. None: as many as there are."""
+    expert_ranks: int = 1
+    """Ranks among which the experts of a layer are placed."""
+    shard_optimizer: bool = False
+    """ZeRO-1: what several ranks hold alike, each steps a share of, and keeps the moments of that alone."""
+    timeout: float = 60.0
+    """Seconds that a rank waits for others in a step before it ends the run, saying what it waits for; ten
+    times as long for what is no part of a step."""
+
+    def __post_init__(self) -> None:
+        for name in ("pipeline_ranks", "expert_ranks"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name} is {value} but must be at least 1")
+        if self.timeout <= 0:
+            raise UserError(f"timeout is {self.timeout} but must be above 0 seconds")
+
+
+@dataclass(frozen=True)
 class Config:
     """Train a small DeepSeek on English text, or on your own."""
 
@@ -122,6 +148,7 @@ class Config:
     schedule: Schedule = Schedule(
         warmup_steps=20, constant=0.1, cosine=0.9, floor=0.0, last=0.0, batch=16, first_batch=0
     )
+    parallel: Parallel = Parallel()
 
     def __post_init__(self) -> None:
         for name in ("tokens", "time", "micro_batch", "evaluate_every", "save_every", "keep"):

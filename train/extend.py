@@ -35,6 +35,7 @@ from train.positions import (
 )
 from train.progress import Display
 from train.report import PAGE, section
+from train.team import Team
 from train.tokenizer import Tokenizer
 from train.trainer import State
 
@@ -118,7 +119,9 @@ def extend(asked: Extend, display: Display) -> None:
     config.save(folder / "config.toml")
     data.tokenizer.save(folder / "tokenizer.json")
     run.write_json(folder / "data.json", run.describe(data))
-    run.go_on(folder, config, data, model, run.make_optimizer(config, model), state, display)
+    team = Team()
+    team.take(model, lambda model: run.make_optimizer(config, model))
+    run.go_on(folder, config, data, team, state, display)
     curves["YaRN, trained"] = measure(model)
     report(folder, asked.run, stretched, curves, stride, old)
     display.say(f"perplexity of held-out text by position in rows of {config.time} tokens:")

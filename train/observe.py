@@ -1,6 +1,7 @@
 """What is measured along the way: held-out text, gradients by layer, samples, and the time that is left."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,24 +21,39 @@ class HeldOut:
         self.model, self.tokens, self.steps = model, tokens, steps
         self.rows = {"batch": batch, "time": time}
 
+    def due(self, state: State) -> bool:
+        """Whether it is time."""
+        return state.step == 1 or state.step % self.steps == 0 or state.done >= state.total
+
     def __call__(self, state: State, record: Record) -> None:
         """Measure if it is time."""
-        if state.step == 1 or state.step % self.steps == 0 or state.done >= state.total:
+        if self.due(state):
             with state.phase("held-out text"):
                 record["held_out"] = bits_per_byte(self.model, self.tokens, **self.rows)
 
 
 class GradientNorms:
-    """Each `steps` steps: the gradient's norm in each layer before clipping, `grad_norms` in the record."""
+    """Each `steps` steps: the gradient's norm in each layer before clipping, `grad_norms` in the record.
 
-    def __init__(self, model: DeepSeekModel, *, clip: float, steps: int = 10) -> None:
+    squares: what the norms are computed from, where that is not `squares_by_layer`.
+    """
+
+    def __init__(
+        self,
+        model: DeepSeekModel,
+        *,
+        clip: float,
+        steps: int = 10,
+        squares: Callable[[DeepSeekModel], dict[str, float]] | None = None,
+    ) -> None:
         self.model, self.clip, self.steps = model, clip, steps
+        self.squares = squares or squares_by_layer
 
     def __call__(self, state: State, record: Record) -> None:
         """Measure if it is time."""
         if state.step == 1 or state.step % self.steps == 0:
             clipped = max(1.0, record["grad_norm"] / self.clip)
-            norms = squares_by_layer(self.model)
+            norms = self.squares(self.model)
             record["grad_norms"] = {name: clipped * math.sqrt(total) for name, total in norms.items()}
 
 
@@ -68,13 +84,21 @@ class Samples:
         self.shares, self.length = shares, length
         self.before = 0.0  # share that was done a step ago
 
+    def due(self, state: State) -> bool:
+        """Whether a share has just been reached."""
+        return any(self.before < share <= reached(state) for share in self.shares)
+
     def __call__(self, state: State, record: Record) -> None:
         """Write a sample if a share has just been reached."""
-        done = min(state.done / state.total, 1.0)
-        if any(self.before < share <= done for share in self.shares):
+        if self.due(state):
             with state.phase("samples"):
                 record["sample"] = write(self.model, self.tokenizer, self.prompt, self.length)
-        self.before = done
+        self.before = reached(state)
+
+
+def reached(state: State) -> float:
+    """The share of a run that is done."""
+    return min(state.done / state.total, 1.0)
 
 
 def write(model: DeepSeekModel, tokenizer: Tokenizer, prompt: str, length: int) -> str:

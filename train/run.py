@@ -22,8 +22,9 @@ from train.observe import GradientNorms, HeldOut, Samples, TimeLimit
 from train.optimizer import AdamW
 from train.progress import Display
 from train.report import write_report
+from train.team import Hook, Team
 from train.tokenizer import Tokenizer
-from train.trainer import Record, State, TrainingStopped, Work, train
+from train.trainer import State, TrainingStopped, Work, train
 
 QUICK_TOKENS = 16_000  # of the held-out text, for a look while the run goes on
 
@@ -37,22 +38,34 @@ class Data(NamedTuple):
     held_out: Tokens
 
 
-def start(config: Config, display: Display) -> None:
+def start(config: Config, display: Display, team: Team) -> None:
     """A run from its beginning, in a new folder. Raises UserError before anything is written."""
     folder = config.out
-    if folder.exists():
-        raise UserError(
-            f"{folder} exists: go on with `python -m train --resume {folder}`, name another folder by --out, "
-            "or delete it"
-        )
+    team.first_alone(lambda: refuse_existing(folder), "a look at the folder")
     config.sizes.deepseek(config.sizes.vocab_size, config.time, 0)  # before the text is read: can it be?
     began = perf_counter()
-    data = load_data(config, None, display.say)
+    data = team.in_turn(lambda: load_data(config, None, display.say), "text and tokens")
     model = DeepSeekModel(
         config.sizes.deepseek(data.tokenizer.vocab_size, config.time, data.tokenizer.end_id), seed=config.seed
     )
     state = State(total=config.tokens)
     state.phases["text and tokens"] = perf_counter() - began
+    team.take(model, lambda model: make_optimizer(config, model))
+    team.first_alone(lambda: write_beginning(folder, config, data), "the run's folder")
+    go_on(folder, config, data, team, state, display)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise UserError for a folder that is there already."""
+    if folder.exists():
+        raise UserError(
+            f"{folder} exists: go on with `python -m train --resume {folder}`, name another folder by --out, "
+            "or delete it"
+        )
+
+
+def write_beginning(folder: Path, config: Config, data: Data) -> None:
+    """Make the folder of a run, with its settings, its vocabulary and what its text is. Raises UserError."""
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -60,10 +73,9 @@ def start(config: Config, display: Display) -> None:
     config.save(folder / "config.toml")
     data.tokenizer.save(folder / "tokenizer.json")
     write_json(folder / "data.json", describe(data))
-    go_on(folder, config, data, model, make_optimizer(config, model), state, display)
 
 
-def resume(folder: Path, saved: Config, config: Config, display: Display) -> None:
+def resume(folder: Path, saved: Config, config: Config, display: Display, team: Team) -> None:
     """Go on from the newest checkpoint of a run, bit for bit as if it had never stopped.
 
     saved: the settings that the run began with. config: the same but for what is asked now. More tokens
@@ -75,16 +87,16 @@ def resume(folder: Path, saved: Config, config: Config, display: Display) -> Non
                 f"{name} is {settled(saved)[name]} in {folder} and cannot become {value}: start a new run"
             )
     checkpoint = Checkpoints(folder / "checkpoints").latest()
-    data = load_data(config, Tokenizer.load(folder), display.say)
+    tokenizer = Tokenizer.load(folder)
+    data = team.in_turn(lambda: load_data(config, tokenizer, display.say), "text and tokens")
     began_with = json.loads((folder / "data.json").read_text("utf-8"))["sha256"]
     if data.corpus.sha256 != began_with:
         raise UserError(
             f"the text is not what {folder} began with (sha256 {data.corpus.sha256[:12]}, then "
             f"{began_with[:12]}): start a new run with it"
         )
-    model = load_model(checkpoint)
-    optimizer = make_optimizer(config, model)
-    state = load_state(checkpoint, optimizer)
+    team.take(load_model(checkpoint), lambda model: make_optimizer(config, model))
+    state = load_state(checkpoint, team.whole_optimizer)
     if config.tokens != saved.tokens:
         state.total = config.tokens
     if state.done >= state.total:
@@ -92,9 +104,9 @@ def resume(folder: Path, saved: Config, config: Config, display: Display) -> Non
             f"{folder} has finished its {state.total:,.0f} tokens: ask for more, such as "
             f"--tokens {2 * config.tokens}"
         )
-    config.save(folder / "config.toml")
+    team.first_alone(lambda: config.save(folder / "config.toml"), "the settings")
     display.say(f"going on from {checkpoint}")
-    go_on(folder, config, data, model, optimizer, state, display)
+    go_on(folder, config, data, team, state, display)
 
 
 def settled(config: Config) -> dict[str, object]:
@@ -151,12 +163,12 @@ def go_on(
     folder: Path,
     config: Config,
     data: Data,
-    model: DeepSeekModel,
-    optimizer: AdamW | Muon,
+    team: Team,
     state: State,
     display: Display,
 ) -> None:
     """Train to the end, judge, report."""
+    model = team.model
     learning, schedule = config.learning, config.schedule
     peak = learning.lr if learning.optimizer == "adamw" else learning.matrix_lr
     batches = TrainingBatches(data.train, time=config.time, seed=config.seed)
@@ -176,37 +188,45 @@ def go_on(
         total = named.pop("total")
         return total, {name: float(value) for name, value in named.items() if value is not None}
 
-    metrics = Metrics(folder / "metrics.jsonl", state.metrics)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
-    after: list[Callable[[State, Record], None]] = [
-        GradientNorms(model, clip=learning.clip),
-        HeldOut(model, data.held_out.thin(QUICK_TOKENS), steps=config.evaluate_every, **rows),
-        Samples(model, data.tokenizer, config.prompt, length=config.time // 2),
-        display,
-        metrics,
-        SaveEvery(checkpoints, model, optimizer, config.save_every),
-    ]
+
+    def watch() -> list[Hook]:
+        """What is shown, measured and saved."""
+        whole, optimizer = team.whole, team.whole_optimizer
+        hooks: list[Hook] = [
+            HeldOut(whole, data.held_out.thin(QUICK_TOKENS), steps=config.evaluate_every, **rows),
+            Samples(whole, data.tokenizer, config.prompt, length=config.time // 2),
+            display,
+            Metrics(folder / "metrics.jsonl", state.metrics),
+            SaveEvery(checkpoints, whole, optimizer, config.save_every),
+        ]
+        return hooks
+
+    own: list[Hook] = [GradientNorms(model, clip=learning.clip, squares=team.squares)]
     if config.seconds is not None and config.seconds > state.seconds:
-        after.insert(0, TimeLimit(config.seconds, before=state.seconds))
+        own.insert(0, TimeLimit(config.seconds, before=state.seconds))
     try:
         with display:
             train(
                 model,
-                optimizer,
+                team.optimizer,
                 next_work,
                 loss,
                 state,
                 learning_rate=lambda state: peak * schedule.rate(state.step, state.done, state.total),
                 clip=learning.clip,
+                clip_gradients=team.clip,
                 bias_speed=lambda state: (
                     learning.bias_speed * (state.done < learning.bias_until * state.total)
                 ),
-                after=after,
+                gradients=team.gradients,
+                after=team.after(own, watch),
             )
     except TrainingStopped as error:
         kept = checkpoints.all()
         raise TrainingStopped(f"{error}; {f'{kept[-1]} is whole' if kept else 'no checkpoint yet'}") from None
-    judge(folder, data, model, state, display, rows)
+    if team.speaks:
+        judge(folder, data, team.whole, state, display, rows)
 
 
 def judge(

@@ -97,6 +97,7 @@ def train(
     *,
     learning_rate: Callable[[State], float],
     clip: float = 1.0,
+    clip_gradients: Callable[[DeepSeekModel, float], float] = clip_grad_norm,
     bias_speed: Callable[[State], float] = lambda state: 0.0,
     gradients: Callable[[DeepSeekModel, Work, Loss, State], dict[str, float]] = accumulate,
     around: Callable[[], AbstractContextManager] = nullcontext,
@@ -108,6 +109,7 @@ def train(
     loss(model, part, count): a sum over one micro-batch divided by the count of the whole batch, and those
         parts of it that are worth a name, as numbers.
     learning_rate(state), bias_speed(state): for the step; the second is how far the routers' biases move.
+    clip_gradients(model, clip): scale the gradient to that norm, if its norm is above; return what it was.
     gradients(model, work, loss, state): how the gradient is computed, where that is not by `accumulate`: a
         pipeline puts its own here.
     around: a context for it, such as one in which products run in FP8.
@@ -124,7 +126,7 @@ def train(
             numbers = gradients(model, work, loss, state)
         with state.phase("optimizer"):
             optimizer.lr = learning_rate(state)
-            norm = clip_grad_norm(model, clip)
+            norm = clip_gradients(model, clip)
             refuse_not_finite(
                 state.step + 1, optimizer.lr, {"loss": numbers["loss"], "gradient's norm": norm}
             )

@@ -33,7 +33,8 @@ class Pending:
 
     def __init__(self, request: Any, what: str, buffers: Sequence[Array], trace: Trace) -> None:
         self.request, self.what, self.buffers, self.trace = request, what, buffers, trace
-        self.posted, self.seen = trace.clock(), None
+        self.posted = trace.clock()
+        self.seen: float | None = None
 
     def test(self) -> bool:
         """Whether it is complete. Asking is also what lets it go on: MPI works only inside its calls."""
@@ -190,8 +191,10 @@ class Communicator:
         self.sent += len(data)
         request = self.mpi.Igatherv(data, [joined, lengths], 0)
         self.wait(self.begin(request, f"{what}, from {self}", data, joined))
-        ends = np.cumsum(lengths) if self.rank == 0 else []
-        return [pickle.loads(joined[end - length : end]) for end, length in zip(ends, lengths)]
+        if self.rank:
+            return []
+        ends = np.cumsum(lengths)
+        return [pickle.loads(joined[end - length : end].data) for end, length in zip(ends, lengths)]
 
     def __str__(self) -> str:
         return f"ranks {', '.join(map(str, self.numbers))}"

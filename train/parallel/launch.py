@@ -1,5 +1,6 @@
 """Ranks begin and end together. mpi4py is imported here and nowhere else."""
 
+import io
 import os
 import sys
 import traceback
@@ -8,7 +9,7 @@ from functools import cache
 from time import monotonic, sleep
 
 from train.errors import UserError
-from train.parallel.communicator import Communicator
+from train.parallel.communicator import LONG, Communicator
 
 # What launchers tell their processes: MPICH and Intel MPI, Open MPI, Slurm with PMIx.
 MARKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
@@ -40,22 +41,27 @@ def together(work: Callable[[], int]) -> int:
     """Run `work`, which returns an exit code, as one of several ranks: however one ends, all end.
 
     Only rank 0 is heard. A mistake that all ranks found is told once, and they leave with its exit code. What
-    one rank alone met, an error that nobody foresaw above all, is printed at once, and ends the others.
+    one rank alone met, an error that nobody foresaw above all, is told by it, and ends the others.
     """
     ranks, errors = world(), sys.stderr
     goodbye = ranks.mpi.Dup()  # of its own: other ranks may still wait for something on the first
+    said = io.StringIO()
     if ranks.rank:
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout, sys.stderr = open(os.devnull, "w"), said
     try:
         code = work()
-    except Exception:
+    except SystemExit as leave:  # of the parser of arguments, which has said why
+        code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except BaseException:
         print(f"rank {ranks.rank} of {ranks.size} failed:\n{traceback.format_exc()}", file=errors, flush=True)
         ranks.mpi.Abort(1)
         raise
     request, began = goodbye.Ibarrier(), monotonic()
+    limit = GRACE if code else ranks.patience * LONG
     while not request.Test():
-        if code and monotonic() - began > GRACE:
-            print(f"rank {ranks.rank} of {ranks.size} gave up alone", file=errors, flush=True)
-            ranks.mpi.Abort(code)
+        if monotonic() - began > limit:
+            why = said.getvalue().strip() or f"the others did not come to an end within {limit:.0f} seconds"
+            print(f"rank {ranks.rank} of {ranks.size}: {why}", file=errors, flush=True)
+            ranks.mpi.Abort(code or 1)
         sleep(0.01)
     return code

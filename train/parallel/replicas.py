@@ -88,7 +88,7 @@ class Replicas:
             joined = group.ranks.join_pieces(piece, counts, "the parameters that others stepped")
             unpack(joined, [unit for owned in group.units for unit in owned], "data")
 
-    def clip(self, model: DeepSeekModel, max_norm: float) -> float:
+    def clip(self, max_norm: float) -> float:
         """`clip_grad_norm` over all ranks: of the whole network, each entry once."""
         own = sum(squares(unit.grad) for unit in self.counted() if unit.grad is not None)
         norm = math.sqrt(sum(self.ranks.everybody(own, "the norm of the gradient")))
@@ -99,12 +99,12 @@ class Replicas:
                     grad *= max_norm / norm
         return norm
 
-    def squares_by_layer(self, model: DeepSeekModel) -> dict[str, float]:
+    def squares_by_layer(self) -> dict[str, float]:
         """`observe.squares_by_layer` over all ranks."""
         own: dict[str, float] = {}
         for unit in self.counted():
             if unit.grad is not None:
-                name = layer_of(unit.part.name, model.config.num_hidden_layers)
+                name = layer_of(unit.part.name, self.model.config.num_hidden_layers)
                 own[name] = own.get(name, 0.0) + squares(unit.grad)
         total: dict[str, float] = {}
         for each in self.ranks.everybody(own, "the norms of the gradient by layer"):

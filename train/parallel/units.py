@@ -5,7 +5,7 @@ holds, or (ZeRO-1, Rajbhandari et al. 2020) its own share of what several ranks 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Unit(NamedTuple):
         return None if whole is None else whole[self.start : self.stop]
 
 
-def rows_of(index: object, start: int, stop: int) -> object:
+def rows_of(index: Any, start: int, stop: int) -> Any:
     """The index into a leaf of rows of a published tensor, which is `leaf.data[index]`, or the whole leaf."""
     if index is None:
         return slice(start, stop)
@@ -106,7 +106,7 @@ class Place(NamedTuple):
     """Where a published tensor lies in a whole network: the path of its leaf, and the piece of it."""
 
     path: str
-    index: object
+    piece: Any
     shape: tuple[int, ...]  # of the leaf
 
 
@@ -135,7 +135,7 @@ def to_whole(pieces: Iterable[Mapping[str, np.ndarray]], where: Mapping[str, Pla
             kind, name, start, stop = parsed(key)
             place = where[name]
             target = whole.setdefault(f"{kind}.{place.path}", np.zeros(place.shape, values.dtype))
-            target[rows_of(place.index, start, stop)] = values
+            target[rows_of(place.piece, start, stop)] = values
     return whole
 
 
@@ -146,12 +146,13 @@ def of_shard(
     state = {}
     for key in keys:
         if "[" not in key:
-            source, index = key, ...
+            source: str = key
+            piece: Any = ...
         else:
             kind, name, start, stop = parsed(key)
-            source, index = f"{kind}.{where[name].path}", rows_of(where[name].index, start, stop)
+            source, piece = f"{kind}.{where[name].path}", rows_of(where[name].piece, start, stop)
         if source in whole:  # what is missing the optimizer itself complains of
-            state[key] = whole[source][index]
+            state[key] = whole[source][piece]
     return state
 
 

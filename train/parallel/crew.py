@@ -1,0 +1,202 @@
+"""Several ranks as one who trains: a part of the network on each, their gradients, their judge and scribe."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from layers import DeepSeekModel
+from train.checkpoint import SaveEvery
+from train.config import Config, Parallel
+from train.errors import UserError
+from train.parallel.communicator import Communicator
+from train.parallel.launch import under_mpiexec, world
+from train.parallel.layout import Layout, check_batches, make_layout
+from train.parallel.replicas import Replicas
+from train.parallel.units import Shard, of_shard, places, to_whole
+from train.pipeline.executor import Executor
+from train.pipeline.interleave import Interleaver
+from train.pipeline.stage import Stage
+from train.team import Hook, Team
+from train.trainer import Loss, Record, State, Work
+
+
+def make_team(config: Config) -> Team:
+    """This process alone, or as one rank of those that mpiexec started. Raises UserError."""
+    if under_mpiexec():
+        ranks = world()
+        refuse_differences(config, ranks)
+        return Crew(config, ranks)
+    if config.parallel != Parallel():
+        raise UserError(
+            f"pipeline is {config.parallel.pipeline} and expert_ranks {config.parallel.expert_ranks}, but "
+            "there is one process alone: start several by `mpiexec -n 4 python -m train ...`"
+        )
+    return Team()
+
+
+def refuse_differences(config: Config, ranks: Communicator) -> None:
+    """Raise UserError unless all ranks have the settings of rank 0."""
+    settings = flat(asdict(config))
+    first, *others = ranks.everybody(settings, "the settings of all ranks")
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other.get(name) != value:
+                raise UserError(
+                    f"{name} is {value} on rank 0 but {other.get(name)} on rank {rank}: start all ranks with "
+                    "the same settings"
+                )
+
+
+def flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings as one table: their names are different anyhow."""
+    flattened: dict[str, Any] = {}
+    for name, value in table.items():
+        flattened |= flat(value) if isinstance(value, Mapping) else {name: value}
+    return flattened
+
+
+class ShareOptimizer:
+    """An optimizer over a rank's shard; after a step everybody has what the others stepped."""
+
+    def __init__(self, inner: Any, replicas: Replicas) -> None:
+        self.inner, self.replicas = inner, replicas
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, as the loop sets it."""
+        return self.inner.lr
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self.inner.lr = rate
+
+    def step(self) -> None:
+        """Move this rank's share and collect the rest."""
+        self.inner.step()
+        self.replicas.share_out()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self.inner.zero_grad()
+
+
+class WholeOptimizer:
+    """The state of all ranks' optimizers as one process would have it."""
+
+    def __init__(self, crew: "Crew") -> None:
+        self.crew = crew
+        self.state: dict[str, np.ndarray] = {}
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """As `Crew.fetch` last collected it, on the rank that speaks."""
+        return self.state
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Give this rank its own. UserError where that is missing or does not fit."""
+        inner = self.crew.optimizer.inner
+        inner.load_state_dict(of_shard(inner.state_dict(), state, self.crew.places))
+
+
+class Crew(Team):
+    """One rank among all. Raises UserError, on all of them, where the settings do not fit their number."""
+
+    def __init__(self, config: Config, ranks: Communicator) -> None:
+        self.config, self.ranks = config, ranks
+        self.layout: Layout = make_layout(config.parallel, ranks.rank, ranks.size)
+        self.layout.stages(config.sizes.num_hidden_layers)
+        check_batches(config, self.layout)
+        ranks.patience = config.parallel.timeout
+        self.speaks = ranks.rank == 0
+        self.loads: dict[str, np.ndarray] = {}
+
+    def first_alone(self, work: Callable[[], Any], what: str) -> Any:
+        """What `work` returned on rank 0."""
+        return self.ranks.first_alone(work, what)
+
+    def in_turn(self, work: Callable[[], Any], what: str) -> Any:
+        """What `work` returns on this rank, after rank 0."""
+        return self.ranks.in_turn(work, what)
+
+    def take(self, model: DeepSeekModel, make_optimizer: Callable[[Any], Any]) -> None:
+        """Keep this rank's part of a network that all ranks have; the rest is forgotten."""
+        ranks, layout = self.ranks, self.layout
+        interleaver = Interleaver(ranks)
+        split = layout.stages(len(model.layers))
+        held = [layer for layers in split.values() for layer in layers]
+        self.places = places(model)
+        self.model = Stage(model, held, interleaver)
+        stages = {stage: Stage(model, layers, interleaver) for stage, layers in split.items()}
+        self.executor = Executor(stages, layout.schedule, ranks.part(layout.mates()), interleaver)
+        self.replicas = Replicas(self.model, ranks, sharded=self.config.parallel.shard_optimizer)
+        self.optimizer = ShareOptimizer(
+            make_optimizer(Shard(self.model, self.replicas.stepped())), self.replicas
+        )
+        self.whole, self.whole_optimizer = self.model, WholeOptimizer(self)
+        if self.speaks:
+            self.whole = DeepSeekModel(model.config, seed=None, dtype=model.dtype.name)
+
+    def gradients(self, model: DeepSeekModel, work: Work, loss: Loss, state: State) -> dict[str, float]:
+        """The loss of the whole batch with its parts; its gradient, or a share of it, in the leaves."""
+        with state.phase("passes"):
+            parts = list(work.parts[self.layout.line :: self.layout.lines])
+            own = self.executor.run(parts, work.count, loss)
+        with state.phase("sums over ranks"):
+            moes = model.moe_layers()
+            loads = {name: moe.load for name, moe in moes.items()}
+            told = (own, loads, self.replicas.without_gradient())
+            every = self.ranks.everybody(told, "the loss and the loads of experts")
+            numbers, self.loads = summed(each[0] for each in every), summed(each[1] for each in every)
+            for name, moe in moes.items():
+                moe.load[...] = self.loads[name]
+            self.replicas.add_up([missing for _, _, missing in every])
+        return numbers
+
+    def clip(self, model: DeepSeekModel, max_norm: float) -> float:
+        """Scale the gradient of the whole network to that norm; return what it was."""
+        return self.replicas.clip(max_norm)
+
+    def squares(self, model: DeepSeekModel) -> dict[str, float]:
+        """Of the gradient of the whole network, by layer."""
+        return self.replicas.squares_by_layer()
+
+    def fetch(self, moments: bool) -> None:
+        """Collect the network, and if wanted the state of its optimizer, on the rank that speaks."""
+        own = {part.name: part.data for part in self.model.published()}
+        inner = self.optimizer.inner.state_dict() if moments else {}
+        every = self.ranks.to_first((own, inner), "the parts of the network")
+        held = {name: data for each, _ in every for name, data in each.items()}
+        for part in self.whole.published() if self.speaks else ():
+            part.data[...] = held[part.name]
+        self.whole_optimizer.state = to_whole((state for _, state in every), self.places)
+
+    def after(self, own: Sequence[Hook], speaker: Callable[[], Sequence[Hook]]) -> list[Hook]:
+        """Every rank does `own`, rank 0 also what `speaker` makes, with the whole network where due."""
+        hooks = list(speaker()) if self.speaks else []
+
+        def together(state: State, record: Record) -> None:
+            record["loads"] = self.loads
+            for hook in own:
+                hook(state, record)
+            due = [hook for hook in hooks if hasattr(hook, "due") and hook.due(state)]
+            decided = state.total, bool(due), any(isinstance(hook, SaveEvery) for hook in due)
+            state.total, needed, saved = self.ranks.from_first(decided, "what rank 0 decides")
+            with self.ranks.patient():
+                if needed:
+                    self.fetch(moments=saved)
+                for hook in hooks:
+                    hook(state, record)
+                if needed:
+                    self.ranks.from_first(None, "rank 0, which judges and saves")
+
+        return [together]
+
+
+def summed(tables: Any) -> dict[str, Any]:
+    """The sums over several dicts, name by name."""
+    total: dict[str, Any] = {}
+    for table in tables:
+        for name, value in table.items():
+            total[name] = total[name] + value if name in total else value
+    return total
