@@ -5,36 +5,41 @@ import numpy as np
 from lab.cases.making import Case, Draw, case
 
 
+def two_shapes(draw: Draw) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Two shapes of which one broadcasts to the other, either one."""
+    shape = draw.shape()
+    pair = shape, draw.part(shape)
+    return pair if draw.among(True, False) else pair[::-1]
+
+
 @case("add", "subtract", "multiply")
 def two_arrays(draw: Draw) -> Case:
-    """Two arrays that broadcast, in either order."""
-    shape = draw.shape()
-    pair = draw.reals(*shape), draw.reals(*draw.part(shape))
-    return Case(pair if draw.among(True, False) else pair[::-1])
+    """Two arrays that broadcast."""
+    a, b = two_shapes(draw)
+    return Case((draw.reals(*a), draw.reals(*b)))
 
 
 @case("divide")
 def divide(draw: Draw) -> Case:
     """Divisors away from 0."""
-    shape = draw.shape()
-    return Case((draw.reals(*shape), draw.reals(*draw.part(shape), low=0.4)))
+    a, b = two_shapes(draw)
+    return Case((draw.reals(*a), draw.reals(*b, low=0.4)))
 
 
 @case("power")
 def power(draw: Draw) -> Case:
     """Positive bases."""
-    shape = draw.shape()
-    return Case((draw.reals(*shape, low=0.4), draw.reals(*draw.part(shape))))
+    a, b = two_shapes(draw)
+    return Case((draw.reals(*a, low=0.4), draw.reals(*b)))
 
 
 @case("maximum", "minimum")
 def two_distinct(draw: Draw) -> Case:
     """Two arrays that broadcast and have no entry in common."""
-    shape = draw.shape()
-    part = draw.part(shape)
-    cut = int(np.prod(shape))
-    values = draw.distinct(cut + int(np.prod(part)))
-    return Case((values[:cut].reshape(shape), values[cut:].reshape(part)))
+    a, b = two_shapes(draw)
+    cut = int(np.prod(a))
+    values = draw.distinct(cut + int(np.prod(b)))
+    return Case((values[:cut].reshape(a), values[cut:].reshape(b)))
 
 
 @case("negative", "exp", "tanh", "sigmoid", "silu", "gelu")
@@ -64,9 +69,9 @@ def astype(draw: Draw) -> Case:
 @case("where")
 def where(draw: Draw) -> Case:
     """A mask, and two arrays that broadcast."""
-    shape = draw.shape()
-    mask = draw.reals(*shape) > 0
-    return Case((mask, draw.reals(*shape), draw.reals(*draw.part(shape))))
+    a, b = two_shapes(draw)
+    mask = draw.reals(*np.broadcast_shapes(a, b)) > 0
+    return Case((mask, draw.reals(*a), draw.reals(*b)))
 
 
 @case("clip")

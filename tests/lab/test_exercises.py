@@ -10,10 +10,8 @@ from lab.exercises.diagnosis import RANK
 from lab.exercises.examine import case_text, examine
 from lab.exercises.grading import exercise_text
 from tests.lab import answers
-from tests.lab.catalogue import broken, first_steps, network
+from tests.lab.catalogue.__main__ import changed, said_of, slips
 from tests.lab.catalogue.making import CATALOGUE
-
-assert broken and first_steps and network  # importing them fills the catalogue
 
 
 def test_the_ladder_leads_from_add_to_mla_and_mtp():
@@ -105,3 +103,29 @@ def test_progress_is_kept_and_shown():
     grade = lab.grade(path)
     assert grade.passed and "right in all" in repr(grade) and "tanh" in repr(grade)
     assert set(lab.ladder().done) == {"exp"}
+
+
+# Changes of right answers that are right too: x = 0 is a kink, where no case lies; any negative size is the
+# open one; and axes counted from the other end.
+RIGHT_TOO = {
+    "relu": ["x >= 0"],
+    "linear": ["rows = g.reshape(-2,", "x.reshape(-2,"],
+    "attention": ["values.swapaxes(-1, 2)", "ds.swapaxes(-1, 2)", "p.swapaxes(-1, 2)"],
+    "router_weights": ["(g * t / total).sum(axis=1,", "grad_t, axis=1)"],
+}
+
+
+def test_slips_are_made_in_every_answer():
+    made = list(slips())
+    assert {slip.exercise for slip in made} == set(LADDER) and len(made) > 600
+    slip = next(each for each in made if each.name.endswith("->  return (g / y,)") and each.exercise == "exp")
+    assert changed(slip)(2.0, 3.0) == (1.5,) and said_of("exp", changed(slip)) != "right"
+
+
+@pytest.mark.slow
+def test_every_slip_in_a_right_answer_is_caught():
+    missed = [slip for slip in slips() if said_of(slip.exercise, changed(slip)) == "right"]
+    for slip in missed:
+        after = slip.mutation.after
+        assert any(part in after for part in RIGHT_TOO.get(slip.exercise, [])), slip.name
+    assert len(missed) == sum(map(len, RIGHT_TOO.values()))

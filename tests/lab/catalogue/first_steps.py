@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tests.lab import answers
 from tests.lab.answers import back
 from tests.lab.catalogue.making import wrong
 from tinygrad_ds.ops.broadcast import sum_to
@@ -64,6 +65,11 @@ def multiply_forgets_one(saved, g):
 def divide_sign(saved, g):
     a, b = saved
     return sum_to(g / b, a.shape), sum_to(g * a / b**2, b.shape)
+
+
+@wrong("divide", "broadcast")
+def divide_sums_only_the_divisor(saved, g):
+    return g / saved[1], answers.divide(saved, g)[1]
 
 
 @wrong("divide", "term")
