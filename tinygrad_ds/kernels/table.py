@@ -20,7 +20,23 @@ TWINS: dict[str, dict[str, str]] = {
         "split": "shape",
         "swiglu": "swiglu",
     },
-    "cuda": {},
+    "cuda": {
+        "attention": "attention",
+        "combine": "moe",
+        "cross_entropy": "loss",
+        "dispatch": "moe",
+        "embedding": "indexing",
+        "experts_in": "experts",
+        "experts_out": "experts",
+        "grouped_linear": "grouped",
+        "linear_cross_entropy": "loss",
+        "log_softmax": "activation",
+        "rmsnorm": "norm",
+        "rope": "rope",
+        "router_selection": "routing",
+        "softmax": "activation",
+        "swiglu": "swiglu",
+    },
 }
 
 # The same for the functions of tinygrad_ds/inference.py.
