@@ -1,4 +1,4 @@
-"""The path through CuPy. On a machine with a GPU these tests run there; `make test-cuda` runs them without."""
+"""The path through CuPy: on a GPU by `make gpu-check`, without one by `make test-cuda`."""
 
 from importlib.util import find_spec
 
