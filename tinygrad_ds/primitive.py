@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Any
 
 from tinygrad_ds import settings, tape
-from tinygrad_ds.device import Array, device_of, namespace, owner, place
+from tinygrad_ds.device import Array, device_of, here, namespace, number, owner, place
 from tinygrad_ds.dtypes import result_type
 from tinygrad_ds.kernels.table import TWINS
 from tinygrad_ds.tape import Node, Version
@@ -200,8 +200,8 @@ def _as_arrays(args: list[Any]) -> list[Array]:
         return values
     arrays = [v for v in values if not isinstance(v, _NUMBERS)]
     kind = result_type(arrays, numbers)
-    make = namespace(arrays[0]).asarray if arrays else place
-    return [make(v, dtype=kind) if isinstance(v, _NUMBERS) else v for v in values]
+    module = namespace(arrays[0]) if arrays else here()
+    return [number(module, v, kind) if isinstance(v, _NUMBERS) else v for v in values]
 
 
 def _wrap(result: Any, arrays: list[Array], args: list[Any]) -> list[Node]:
