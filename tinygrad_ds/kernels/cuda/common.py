@@ -83,7 +83,7 @@ def in_pieces(array: cupy.ndarray) -> cupy.ndarray:
 
 
 def steps(array: cupy.ndarray, axes: int) -> tuple[int, ...]:
-    """Entries from one to the next along each leading axis, with new ones in front so that they are `axes`."""
+    """Entries from one to the next along each leading axis, new ones put in front until there are `axes`."""
     leading = [
         0 if size == 1 else step // array.itemsize for size, step in zip(array.shape[:-1], array.strides[:-1])
     ]

@@ -48,7 +48,7 @@ def token_step(
 
 
 def _attention(x, weights, latents, length, first, cos, sin, *, heads, scale, latent_eps, interleaved):
-    """MLA of x (batch, hidden), already normed; writes column `length` of latents (batch, capacity, r + d_r)."""
+    """MLA of x (batch, hidden), already normed; writes column `length` of latents (batch, capacity, ..)."""
     batch, r, kind = len(x), weights.kv_b.shape[1], x.dtype
     query = x
     if weights.q_a is not None:

@@ -26,7 +26,7 @@ class Leaves:
         self._tables: tuple[cupy.ndarray, cupy.ndarray] | None = None
 
     def tables(self, rows: Sequence[tuple], decays: Sequence[bool]) -> tuple[cupy.ndarray, cupy.ndarray]:
-        """leaves (L, 6) and pieces (P, 2) on the device, for rows of (parameter, grad, m, v), m and v or None."""
+        """leaves (L, 6) and pieces (P, 2) on the device for rows of (parameter, grad, m, v); m, v may be None."""
         kind = rows[0][0].dtype
         for row in rows:
             for array in row:
