@@ -15,7 +15,9 @@ class GrpoObjectiveSaved(NamedTuple):
     rho: Array  # (N, T)  the ratio, the same along a row where it is the sequence's
     slope: Array  # (N, T)  dL/drho
     pull: Array  # (N, T)  what k3 adds to dL/dlogp directly
-    share: Array | None  # (N, T)  drho/dlogp / rho of a sequence's ratio, 1 over its tokens; None: the token's
+    share: (
+        Array | None
+    )  # (N, T)  drho/dlogp / rho of a sequence's ratio, 1 over its tokens; None: the token's
     forms: tuple[Form, ...]  # of the arrays
 
 
@@ -59,7 +61,7 @@ def grpo_objective(
     check_policy(logp, old_logp, advantages, mask, ref_logp, aggregate, ratio, max_length, count)
     inside = mask != 0  # (N, T)
     n = inside.sum(axis=1, keepdims=True)  # (N, 1)
-    w = _weights(inside, n, aggregate, max_length, count).astype(logp.dtype)
+    w = _weights(inside, n, aggregate, max_length or 0, count).astype(logp.dtype)
     advantages, zero = advantages[:, None], xp.zeros_like(logp)
 
     share = None
@@ -112,7 +114,7 @@ def grpo_objective_backward(saved, g):
     return (fit(grad, forms[0]), *(None for _ in forms[1:]))
 
 
-def _weights(inside: Array, n: Array, aggregate: str, max_length: int | None, count: float | None) -> Array:
+def _weights(inside: Array, n: Array, aggregate: str, max_length: int, count: float | None) -> Array:
     """w (N, T)."""
     if aggregate == "bnpo":
         return inside / (count or n.sum())
