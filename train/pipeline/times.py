@@ -1,14 +1,47 @@
 """How long steps take: what a simulation is told, and what follows from it for every step of a schedule."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from train.pipeline.messages import stage_count
-from train.pipeline.steps import AnyStep, F, I, Overlap, Schedule, ScheduleError, W
+from train.pipeline.steps import AnyStep, B, F, I, Overlap, Schedule, ScheduleError, W
 
 PerStage: TypeAlias = float | Sequence[float]
 """One number for all stages, or one for each in the order of the network; likewise for ranks."""
+
+
+class StageTimes(NamedTuple):
+    """The times of passes, by stage; numbers, or arrays of them for many choices at once."""
+
+    F: Sequence[Any]
+    I: Sequence[Any]  # noqa: E741  the letters of the literature
+    W: Sequence[Any]
+    B: Sequence[Any]
+    all_to_all: Sequence[Any]
+    FB: Sequence[Any] | None = None
+
+    def of(self, schedule: Schedule, larger: Callable[[Any, Any], Any] = max) -> list[list[Any]]:
+        """The time of every step of every rank. larger: the larger of two times."""
+        alone = {
+            F: [f + a for f, a in zip(self.F, self.all_to_all)],
+            B: [b + a for b, a in zip(self.B, self.all_to_all)],
+            I: [i + a for i, a in zip(self.I, self.all_to_all)],
+            W: self.W,
+        }
+        exchange, pairs = self.all_to_all, self.FB
+
+        def pair(ahead: int, back: int) -> Any:
+            if pairs is not None:
+                return pairs[ahead]
+            return larger(self.F[ahead] + self.B[back], exchange[ahead] + exchange[back])
+
+        def time(step: AnyStep) -> Any:
+            if isinstance(step, Overlap):
+                return pair(step.forward.stage, step.backward.stage)
+            return alone[step.kind][step.stage]
+
+        return [[time(step) for step in steps] for steps in schedule]
 
 
 @dataclass(frozen=True)
@@ -28,43 +61,28 @@ class Times:
     all_to_all: PerStage = 0.0  # of one pass, forward or backward
     slowdown: float | Sequence[float] = 1.0  # for each rank: 1.1 is a straggler that takes a tenth longer
 
+    def by_stage(self, count: int, what: str = "stages") -> StageTimes:
+        """One number for each of `count` stages."""
+        first, second = spread("I", self.I, count, what), spread("W", self.W, count, what)
+        whole = [i + w for i, w in zip(first, second)] if self.B is None else spread("B", self.B, count, what)
+        return StageTimes(
+            F=spread("F", self.F, count, what),
+            I=first,
+            W=second,
+            B=whole,
+            all_to_all=spread("all_to_all", self.all_to_all, count, what),
+            FB=None if self.FB is None else spread("FB", self.FB, count, what),
+        )
+
     def of(self, schedule: Schedule) -> list[list[float]]:
         """The time of every step of every rank."""
-        stages = stage_count(schedule)
-        forward, first, second, exchange = (
-            spread(name, value, stages, "stages")
-            for name, value in (("F", self.F), ("I", self.I), ("W", self.W), ("all_to_all", self.all_to_all))
-        )
-        whole = (
-            [i + w for i, w in zip(first, second)]
-            if self.B is None
-            else spread("B", self.B, stages, "stages")
-        )
-        both = None if self.FB is None else spread("FB", self.FB, stages, "stages")
         slow = spread("slowdown", self.slowdown, len(schedule), "ranks")
-
-        def pair(ahead: int, back: int) -> float:
-            if both is not None:
-                return both[ahead]
-            return max(forward[ahead] + whole[back], exchange[ahead] + exchange[back])
-
-        alone = {
-            F: [f + a for f, a in zip(forward, exchange)],
-            "B": [b + a for b, a in zip(whole, exchange)],
-            I: [i + a for i, a in zip(first, exchange)],
-            W: second,
-        }
-
-        def time(step: AnyStep) -> float:
-            if isinstance(step, Overlap):
-                return pair(step.forward.stage, step.backward.stage)
-            return alone[step.kind][step.stage]
-
-        return [[time(step) * factor for step in steps] for steps, factor in zip(schedule, slow)]
+        even = self.by_stage(stage_count(schedule)).of(schedule)
+        return [[time * factor for time in rank] for rank, factor in zip(even, slow)]
 
 
 def spread(name: str, value: PerStage, count: int, what: str) -> list[float]:
-    """One number for each of `count` stages or ranks."""
+    """One number for each of `count` stages, layers or ranks."""
     numbers = (
         [float(value)] * count if isinstance(value, (int, float)) else [float(number) for number in value]
     )
@@ -72,7 +90,7 @@ def spread(name: str, value: PerStage, count: int, what: str) -> list[float]:
         raise ScheduleError(
             f"{name} has {len(numbers)} numbers for {count} {what}: give one for each, or a single one"
         )
-    if not all(0 <= number < float("inf") for number in numbers):
-        bad = next(number for number in numbers if not 0 <= number < float("inf"))
-        raise ScheduleError(f"{name} is {bad}: times are finite and at least 0")
+    for number in numbers:
+        if not 0 <= number < float("inf"):
+            raise ScheduleError(f"{name} is {number}: times are finite and at least 0")
     return numbers
