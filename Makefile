@@ -58,9 +58,9 @@ mutation: $(INSTALLED)  ## one slip at a time in every derivative: do the tests 
 	nice $(BIN)/python -m tests.mutation --workers $(WORKERS)
 
 $(ORACLE)/.installed: $(SOURCES)
-	@echo "setting up $(ORACLE) with torch and transformers (once, some minutes)"
+	@echo "setting up $(ORACLE) with torch, transformers, jax and others (once, some minutes)"
 	@test -x $(ORACLE)/bin/python || $(PYTHON) -m venv $(ORACLE)
-	@$(ORACLE)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,oracle]'
+	@$(ORACLE)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,oracle,bench]'
 	@touch $@
 
 oracle: $(ORACLE)/.installed  ## the same numbers from torch and transformers, in an environment of their own

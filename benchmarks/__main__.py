@@ -1,10 +1,10 @@
 """Speed and memory beside peers and this machine's limits.
 
-    python -m benchmarks                    everything that can run here
+    python -m benchmarks                    everything that can run here, some twenty minutes
     python -m benchmarks train decode --rounds 9 --contenders ours torch
 
-Results go to runs/benchmarks/: results.json and a figure. Peers that are not installed are left out:
-`make bench` runs in the environment of `make oracle`, which has them.
+Results go to runs/benchmarks/: results.json, to which each suite adds its part, and a figure. Peers that are
+not installed are left out, and the tables say why: `make bench` runs where they are.
 """
 
 import json
@@ -13,30 +13,38 @@ import platform
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import tyro
 from rich.console import Console
 
-from benchmarks import kernels, scaling, speed
+from benchmarks import kernels, scaling, speed, start
 from benchmarks.figures import draw
+from benchmarks.operations import measure as operations
 from benchmarks.tables import show
 from benchmarks.worker import CONFIG
 
-Suite = Literal["train", "decode", "start", "scaling", "kernels"]
-SUITES: tuple[Suite, ...] = ("train", "decode", "start", "scaling", "kernels")
+Suite = Literal["train", "decode", "start", "scaling", "threads", "kernels", "operations", "profile", "cold"]
+Name = Literal["ours", "reference", "torch", "torch.compile", "jax"]
 
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Measure speed and memory."""
+    """Measure speed and memory, of the model in benchmarks/config.json on all cores of this machine."""
 
-    suites: tyro.conf.Positional[tuple[Suite, ...]] = SUITES
-    """Which to run."""
-    contenders: tuple[str, ...] = ("ours", "reference", "torch", "torch.compile")
+    suites: tyro.conf.Positional[tuple[Suite, ...]] = get_args(Suite)
+    """Which to run.
+
+    train, decode: beside peers. start: import and first step. scaling: with batch, length and width. threads:
+    one and two. kernels: fused forms beside references and limits. operations: elementary ones beside other
+    libraries. profile: a step by primitive. cold: the first step without compiled kernels.
+    """
+    contenders: tuple[Name, ...] = get_args(Name)
+    """Who takes part in train and decode."""
     rounds: int = 7
     """Measurements of each, in turn; medians are quoted."""
     out: Path = Path("runs/benchmarks")
+    """The folder of results.json and benchmarks.svg."""
 
 
 def machine() -> dict[str, str]:
@@ -58,28 +66,41 @@ def machine() -> dict[str, str]:
     }
 
 
+def added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """A suite's results with those of contenders that took part in an earlier run only."""
+    if "contenders" in before and "contenders" in now:
+        now = now | {"contenders": before["contenders"] | now["contenders"]}
+    return now
+
+
 def main() -> None:
     """Run the suites that were asked for, print tables, write results and figure."""
-    settings = tyro.cli(Benchmarks, prog="python -m benchmarks")
-    config, names = json.loads(CONFIG.read_text()), list(settings.contenders)
-    console = Console()
+    settings = tyro.cli(Benchmarks, prog="python -m benchmarks", description=__doc__)
+    config, names, rounds = json.loads(CONFIG.read_text()), list(settings.contenders), settings.rounds
     run = {
-        "train": lambda say: speed.train(config, names, settings.rounds, say),
-        "decode": lambda say: speed.decode(config, names, settings.rounds, say),
-        "start": lambda say: speed.start(say),
-        "scaling": lambda say: scaling.measure(config, settings.rounds, say),
-        "kernels": lambda say: kernels.measure(settings.rounds, say),
+        "train": lambda say: speed.train(config, names, rounds, say),
+        "decode": lambda say: speed.decode(config, names, rounds, say),
+        "start": lambda say: start.start(rounds, say),
+        "scaling": lambda say: scaling.measure(config, rounds, say),
+        "threads": lambda say: scaling.threads(rounds, say),
+        "kernels": lambda say: kernels.measure(config, rounds, say),
+        "operations": lambda say: operations.measure(rounds, say),
+        "profile": lambda say: speed.profile(say),
+        "cold": lambda say: start.cold(say),
     }
-    results: dict = {"machine": machine()}
+    console, here = Console(), machine()
+    file = settings.out / "results.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    settings.out.mkdir(parents=True, exist_ok=True)
     for suite in settings.suites:
         with console.status(suite) as status:
-            results[suite] = run[suite](
-                lambda line, suite=suite, status=status: status.update(f"{suite}: {line}")
-            )
-        show(console, suite, results[suite])
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / "results.json").write_text(json.dumps(results, indent=1))
-    draw(results, settings.out / "benchmarks.svg")
+            found = run[suite](lambda line, suite=suite, status=status: status.update(f"{suite}: {line}"))
+        results["machine"] = here
+        results[suite] = added(results.get(suite, {}), found) | {"date": here["date"]}
+        show(console, suite, found)
+        file.write_text(json.dumps(results, indent=1))
+        draw(results, settings.out / "benchmarks.svg")
+    console.print(f"{here['cpu']}, {here['cores']} cores, {here['system']}, {here['date']}")
     console.print(f"results and figure in {settings.out}")
 
 

@@ -1,52 +1,62 @@
-"""Training, decoding, memory and start of the bench model, beside peers in the same run."""
+"""Training and decoding of the bench model, its memory and page faults, beside peers in the same run."""
 
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.conductor import Contender, in_turn, spread
-from benchmarks.limits import bandwidth, sgemm_rate, training_flop
+from benchmarks.conductor import Contender, first_error, in_turn, spread
+from benchmarks.limits import decoding_bytes, read_bandwidth, sgemm_rate, training_flop
 
 BATCH, TIME = 8, 256
+CASES = [(batch, context) for batch in (1, 8) for context in (16, 512)]
+NEW = 64  # tokens decoded in one measurement
 Say = Callable[[str], None]
 
 
-def opened(names: list[str], say: Say, **settings: Any) -> list[Contender]:
-    """The contenders that can be started here."""
-    contenders = []
-    for name in names:
-        contender = Contender(name, **settings)
-        if not contender.runs:
-            say(f"{name} cannot be started here and is left out")
-            continue
-        contenders.append(contender)
-    return contenders
+def case_name(batch: int, context: int) -> str:
+    """How a case of decoding is called in results."""
+    return f"batch {batch}, context {context}"
+
+
+def opened(names: list[str], rows: dict[str, Any]) -> list[Contender]:
+    """The contenders that can be started here; `rows` says why the others cannot."""
+    contenders = [Contender(name) for name in names]
+    for contender in contenders:
+        row = {"error": contender.error} if contender.error else {"versions": contender.versions}
+        rows[contender.name] = row
+    return [contender for contender in contenders if contender.error is None]
+
+
+def beside_ours(rows: dict[str, Any]) -> None:
+    """Note in every row how many times as fast ours was in the same run."""
+    if ours := rows.get("ours", {}).get("tokens_per_second"):
+        for row in rows.values():
+            if "tokens_per_second" in row:
+                row["ours_is"] = ours / row["tokens_per_second"]
 
 
 def train(config: dict[str, Any], names: list[str], rounds: int, say: Say) -> dict[str, Any]:
     """Seconds a step, tokens a second and growth of memory, in turn; the sgemm rate before and after."""
-    contenders = opened(names, say)
-    rates = [sgemm_rate()]
     rows: dict[str, Any] = {}
+    running, rates = [], [sgemm_rate()]
+    contenders = opened(names, rows)
     for contender in contenders:
         built = contender.ask("build")
-        say(f"{contender.name}: first step (this may compile)")
+        say(f"{contender.name}: first steps (they may compile)")
         warm = [contender.ask("train", batch=BATCH, time=TIME) for _ in range(5)]
-        if error := built.get("error") or warm[-1].get("error"):
-            say(f"{contender.name} failed: {error}")
-            rows[contender.name] = {"error": error}
+        if error := first_error([built, *warm]):
+            rows[contender.name]["error"] = error
             continue
-        rows[contender.name] = {
-            "versions": contender.versions,
+        rows[contender.name] |= {
             "first_step_seconds": warm[0]["seconds"],
             "memory_growth_mib": warm[-1]["peak_mib"] - built["resident_mib"],
         }
-    running = [contender for contender in contenders if "error" not in rows[contender.name]]
+        running.append(contender)
     say(f"{rounds} steps each, in turn")
     for name, answers in in_turn(running, rounds, "train", batch=BATCH, time=TIME).items():
+        if error := first_error(answers):
+            rows[name]["error"] = error
+            continue
         seconds = spread([answer["seconds"] for answer in answers])
         rows[name] |= {
             "seconds": seconds,
@@ -57,54 +67,55 @@ def train(config: dict[str, Any], names: list[str], rounds: int, say: Say) -> di
         contender.close()
     rates.append(sgemm_rate())
     floor = training_flop(config, BATCH, TIME) / statistics.mean(rates)
-    for name in (contender.name for contender in running):
-        rows[name]["share_of_floor"] = floor / rows[name]["seconds"]["median"]
+    for row in rows.values():
+        if "seconds" in row:
+            row["share_of_floor"] = floor / row["seconds"]["median"]
+    beside_ours(rows)
     return {"sgemm_flop_per_second": rates, "floor_seconds": floor, "contenders": rows}
 
 
 def decode(config: dict[str, Any], names: list[str], rounds: int, say: Say) -> dict[str, Any]:
-    """Tokens a second at batch 1 and 8, behind 16 and 512 tokens, in turn."""
-    contenders = opened(names, say)
+    """Tokens a second at batch 1 and 8, behind 16 and 512 tokens, in turn; and the share of the bandwidth."""
+    started: dict[str, Any] = {}
+    contenders = opened(names, started)
+    rate = read_bandwidth()
+    table: dict[str, Any] = {name: row for name, row in started.items() if "error" in row}
     for contender in contenders:
-        contender.ask("build")
-    table: dict[str, Any] = {}
-    for batch in (1, 8):
-        for context in (16, 512):
-            say(f"batch {batch}, behind {context} tokens")
-            arguments = {"batch": batch, "context": context}
-            in_turn(contenders, 1, "decode", new=4, **arguments)
-            answers = in_turn(contenders, rounds, "decode", new=64, **arguments)
-            for name, replies in answers.items():
-                seconds = spread([reply["seconds_per_step"] for reply in replies])
-                row = {"seconds_per_step": seconds, "tokens_per_second": batch / seconds["median"]}
-                table.setdefault(name, {})[f"batch {batch}, context {context}"] = row
+        if error := contender.ask("build").get("error"):
+            table[contender.name] = {"error": error}
+    running = [contender for contender in contenders if contender.name not in table]
+    for batch, context in CASES:
+        arguments = {"batch": batch, "context": context}
+        for contender in running:
+            say(f"batch {batch} behind {context} tokens: first tokens of {contender.name} (they may compile)")
+            contender.ask("decode", new=NEW, **arguments)
+        say(f"batch {batch} behind {context} tokens, in turn")
+        rows: dict[str, Any] = {}
+        for name, answers in in_turn(running, rounds, "decode", new=NEW, **arguments).items():
+            if error := first_error(answers):
+                rows[name] = {"error": error}
+                continue
+            seconds = spread([answer["seconds_per_step"] for answer in answers])
+            limit = decoding_bytes(config, batch, context + NEW // 2) / rate
+            rows[name] = {
+                "seconds_per_step": seconds,
+                "tokens_per_second": batch / seconds["median"],
+                "share_of_bandwidth": limit / seconds["median"],
+            }
+        beside_ours(rows)
+        for name, row in rows.items():
+            table.setdefault(name, {})[case_name(batch, context)] = row
     for contender in contenders:
         contender.close()
-    limit = bandwidth()
-    weights = active_bytes(config)
-    for batch_1 in (rows["batch 1, context 16"] for rows in table.values()):
-        batch_1["share_of_bandwidth"] = weights / limit / batch_1["seconds_per_step"]["median"]
-    return {"bandwidth_bytes_per_second": limit, "active_weight_bytes": weights, "contenders": table}
+    return {"read_bytes_per_second": rate, "contenders": table}
 
 
-def active_bytes(config: dict[str, Any]) -> float:
-    """Bytes of the weights that one token reads: its experts only, one row of the embedding."""
-    return training_flop(config, 1, 1) / 6 * 4
-
-
-def start(say: Say, rounds: int = 5) -> dict[str, Any]:
-    """Seconds to import the engine, and from a new process to the end of the first step with warm caches."""
-    imports, steps = [], []
-    probe = "import time; t = time.perf_counter(); import tinygrad_ds; print(time.perf_counter() - t)"
-    first = (
-        "import json, sys; from benchmarks.worker import CONFIG; from benchmarks.ours import Ours;"
-        "ours = Ours(json.loads(CONFIG.read_text()), 'fused'); ours.build(); ours.train(1, 16)"
-    )
-    for _ in range(rounds):
-        output = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-        imports.append(float(output.stdout))
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", first], check=True, capture_output=True)
-        steps.append(time.perf_counter() - began)
-    say("imports and first steps measured")
-    return {"import_seconds": spread(imports), "process_to_first_step_seconds": spread(steps)}
+def profile(say: Say) -> dict[str, Any]:
+    """Seconds and saved bytes by primitive, of one training step."""
+    contender = Contender("ours")
+    contender.ask("build")
+    say("one step, watched")
+    contender.ask("train", batch=BATCH, time=TIME)
+    shares = contender.ask("profile", batch=BATCH, time=TIME)["shares"]
+    contender.close()
+    return shares

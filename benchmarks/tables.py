@@ -1,95 +1,114 @@
 """Results as tables in the terminal."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.operations.measure import LIBRARIES
+
 
 def table(title: str, *columns: str) -> Table:
     """An empty table, numbers to the right."""
-    made = Table(title=title)
+    made = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
         made.add_column(column, justify="right" if i else "left")
     return made
 
 
 def show(console: Console, suite: str, results: dict[str, Any]) -> None:
-    """Print the results of one suite."""
-    console.print(
-        {"train": train, "decode": decode, "kernels": kernels, "scaling": scaling, "start": start}[suite](
-            results
-        )
-    )
+    """Print the results of one suite, and why contenders are missing."""
+    console.print(SHOWN[suite](results))
+    for name, reason in missing(results):
+        console.print(f"{name}: {reason}", markup=False, highlight=False)
+
+
+def missing(results: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """Contenders that could not be measured, with the reason."""
+    yield from results.get("missing", {}).items()
+    for name, row in results.get("contenders", {}).items():
+        for part in (row, *(value for value in row.values() if isinstance(value, dict))):
+            if "error" in part:
+                yield name, part["error"]
+                break
 
 
 def train(results: dict[str, Any]) -> Table:
     """Ratios are of tokens per second, ours to each."""
     made = table(
-        "training step, batch 8 x 256",
-        "",
-        "s",
-        "min - max",
-        "tokens/s",
-        "ours is",
-        "of the floor",
-        "MiB",
-        "faults",
-    )
-    rows = {name: row for name, row in results["contenders"].items() if "seconds" in row}
-    ours = rows["ours"]["tokens_per_second"]
-    for name, row in rows.items():
+        "training step, batch 8 x 256", "", "s", "min - max", "tokens/s", "ours is", "of the floor",
+        "MiB", "faults", "first step, s",
+    )  # fmt: skip
+    for name, row in results["contenders"].items():
+        if "seconds" not in row:
+            continue
         s = row["seconds"]
         made.add_row(
             name,
             f"{s['median']:.3f}",
             f"{s['min']:.3f} - {s['max']:.3f}",
             f"{row['tokens_per_second']:.0f}",
-            f"{ours / row['tokens_per_second']:.2f}x",
+            f"{row['ours_is']:.2f}x" if "ours_is" in row else "",
             f"{row['share_of_floor']:.2f}",
             f"{row['memory_growth_mib']:.0f}",
             f"{row['page_faults_per_step']:.0f}",
+            f"{row['first_step_seconds']:.1f}",
         )
     return made
 
 
 def decode(results: dict[str, Any]) -> Table:
-    """Tokens per second, ours to each."""
-    made = table("decoding, greedy", "", "case", "tokens/s", "ours is", "of bandwidth")
+    """Tokens per second, ours to each, and how the step grows from 16 to 512 tokens of context."""
+    made = table("decoding, greedy", "", "case", "tokens/s", "min - max", "ours is", "of bandwidth", "growth")
     for name, cases in results["contenders"].items():
+        before = None
         for case, row in cases.items():
-            ours = results["contenders"]["ours"][case]["tokens_per_second"]
-            share = f"{row['share_of_bandwidth']:.2f}" if "share_of_bandwidth" in row else ""
+            if not isinstance(row, dict) or "tokens_per_second" not in row:
+                continue
+            s, batch = row["seconds_per_step"], case.partition(",")[0]
+            behind_more = before is not None and before[0] == batch
             made.add_row(
                 name,
                 case,
                 f"{row['tokens_per_second']:.0f}",
-                f"{ours / row['tokens_per_second']:.1f}x",
-                share,
+                " - ".join(
+                    f"{row['tokens_per_second'] * s['median'] / s[end]:.0f}" for end in ("max", "min")
+                ),
+                f"{row['ours_is']:.1f}x" if "ours_is" in row else "",
+                f"{row['share_of_bandwidth']:.2f}",
+                f"{s['median'] / before[1]:.2f}x" if before and behind_more else "",
             )
+            before = batch, s["median"]
+    return made
+
+
+def profile(results: dict[str, Any]) -> Table:
+    """Shares of a training step."""
+    made = table("a training step by primitive, ms", "", "calls", "forward", "backward", "share", "saved MB")
+    rows = sorted(results["shares"].items(), key=lambda item: -item[1]["forward"] - item[1]["backward"])
+    for name, row in rows:
+        share = (row["forward"] + row["backward"]) / results["seconds"]
+        times = (f"{1e3 * row[way]:.1f}" for way in ("forward", "backward"))
+        made.add_row(name, str(row["calls"]), *times, f"{share:.1%}", f"{row['saved_bytes'] / 1e6:.1f}")
+    rest = results["seconds"] - sum(row["forward"] + row["backward"] for _, row in rows)
+    made.add_row("everything else", "", "", f"{1e3 * rest:.1f}", f"{rest / results['seconds']:.1%}", "")
     return made
 
 
 def kernels(results: dict[str, Any]) -> Table:
     """Twins beside references."""
     made = table(
-        "fused twins, float32, ms",
-        "",
-        "forward",
-        "backward",
-        "reference",
-        "faster",
-        "of limit",
-        "limit",
+        "fused kernels, float32, ms", "", "forward", "backward", "reference", "faster", "of limit", "limit",
         "saved MB",
-    )
+    )  # fmt: skip
     for name, row in results["kernels"].items():
-        fused, reference = row["fused"], row["reference"]
+        fused = row["fused"]
         made.add_row(
             name,
             f"{1e3 * fused['forward']['median']:.2f}",
             f"{1e3 * fused['backward']['median']:.2f}",
-            f"{1e3 * (reference['forward']['median'] + reference['backward']['median']):.2f}",
+            f"{1e3 * row['reference']['seconds']['median']:.2f}",
             f"{row['times_faster']:.1f}x",
             f"{row['share_of_limit']:.2f}",
             row["limit"],
@@ -100,12 +119,22 @@ def kernels(results: dict[str, Any]) -> Table:
 
 def scaling(results: dict[str, Any]) -> Table:
     """Exponents of seconds against size."""
-    made = table("seconds a step grow as size to the power", "", "power", "ms")
+    made = table("seconds a step grow as size to the power", "", "power", "at the end", "ms")
     for name in ("batch", "time", "model"):
-        times = "  ".join(f"{1e3 * s:.0f}" for s in results[name]["seconds"])
-        made.add_row(name, f"{results[name]['exponent']:.2f}", times)
-    for name, row in results["threads"].items():
-        made.add_row(name, "", f"{1e3 * row['median']:.0f}")
+        row = results[name]
+        times = "  ".join(f"{1e3 * s:.0f}" for s in row["seconds"])
+        made.add_row(name, f"{row['exponent']:.2f}", f"{row['last_exponent']:.2f}", times)
+    return made
+
+
+def threads(results: dict[str, Any]) -> Table:
+    """What a second thread brings."""
+    made = table("threads, ms", "", "one", "two", "faster")
+    for name, row in results.items():
+        if not isinstance(row, dict) or "1" not in row:
+            continue
+        one, two = row["1"]["median"], row["2"]["median"]
+        made.add_row(name, f"{1e3 * one:.2f}", f"{1e3 * two:.2f}", f"{one / two:.2f}x")
     return made
 
 
@@ -113,5 +142,34 @@ def start(results: dict[str, Any]) -> Table:
     """Import, and a new process to its first step."""
     made = table("start, s", "", "median", "min", "max")
     for name, row in results.items():
-        made.add_row(name.replace("_", " "), f"{row['median']:.2f}", f"{row['min']:.2f}", f"{row['max']:.2f}")
+        if isinstance(row, dict) and "median" in row:
+            made.add_row(name, *(f"{row[part]:.2f}" for part in ("median", "min", "max")))
     return made
+
+
+def cold(results: dict[str, Any]) -> Table:
+    """The first step that compiles."""
+    made = table("first step without compiled kernels", "", "")
+    made.add_row("seconds", f"{results['seconds']:.1f}")
+    made.add_row("lines that say so", str(len(results["says"])))
+    made.add_row("the first of them", next(iter(results["says"]), "none"))
+    return made
+
+
+def operations(results: dict[str, Any]) -> Table:
+    """Forward and backward in microseconds, and how many times as fast ours is."""
+    made = table("forward and backward of one operation, us", "", *LIBRARIES)
+    for name, row in results["cases"].items():
+        ours, cells = row.get("ours", {}).get("median"), []
+        for library in LIBRARIES:
+            median = row.get(library, {}).get("median")
+            beside = f" ({median / ours:.1f}x)" if median and ours and library != "ours" else ""
+            cells.append(f"{1e6 * median:.0f}{beside}" if median else "")
+        made.add_row(name, *cells)
+    return made
+
+
+SHOWN = {
+    "train": train, "decode": decode, "profile": profile, "start": start, "cold": cold, "scaling": scaling,
+    "threads": threads, "kernels": kernels, "operations": operations,
+}  # fmt: skip

@@ -20,6 +20,10 @@ CONTENDERS = {  # name -> module, class, options
     "reference": ("benchmarks.ours", "Ours", {"kernels": "reference"}),
     "torch": ("benchmarks.peers.transformers_peer", "Transformers", {"compiled": False}),
     "torch.compile": ("benchmarks.peers.transformers_peer", "Transformers", {"compiled": True}),
+    "jax": ("benchmarks.peers.jax_peer", "Jax", {}),
+} | {
+    f"operations {library}": ("benchmarks.operations.measure", "Operations", {"library": library})
+    for library in ("ours", "torch", "autograd", "mygrad", "tinygrad")
 }
 
 
