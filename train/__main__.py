@@ -5,6 +5,7 @@
     python -m train --resume runs/mine
     python -m train generate runs/mine --prompt "The try statement"
     python -m train extend runs/mine --factor 4           rows four times as long, by YaRN
+    python -m train compare-precision                     float32 against FP8 and variations of it
     mpiexec -n 4 python -m train --pipeline dualpipe      the same training by four processes
 
 Settings come from --config FILE.toml and from flags, which win.
@@ -20,7 +21,7 @@ import tyro
 
 import tinygrad_ds as tg
 from layers import generate
-from train import extend, run
+from train import extend, precision_study, run
 from train.checkpoint import Checkpoints, load_model
 from train.config import DEMO, Config, Parallel
 from train.errors import UserError
@@ -83,12 +84,15 @@ def attempt() -> int:
 
 def command(arguments: list[str]) -> None:
     """Choose between generating, extending, the demo and training."""
-    if arguments[:1] in (["generate"], ["extend"]) and launch.under_mpiexec():
+    if arguments[:1] in (["generate"], ["extend"], ["compare-precision"]) and launch.under_mpiexec():
         raise UserError(f"{arguments[0]} is the work of one process: start it without mpiexec")
     if arguments[:1] == ["generate"]:
         write(tyro.cli(Generate, args=arguments[1:], prog="python -m train generate"))
     elif arguments[:1] == ["extend"]:
         extend.extend(tyro.cli(extend.Extend, args=arguments[1:], prog="python -m train extend"), Display())
+    elif arguments[:1] == ["compare-precision"]:
+        asked = tyro.cli(precision_study.Study, args=arguments[1:], prog="python -m train compare-precision")
+        precision_study.study(asked, Display)
     elif arguments[:1] == ["demo"]:
         begin(arguments[1:], DEMO, "python -m train demo")
     else:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from layers import DeepSeekConfig
 from layers.config import ConfigError
+from layers.precision import EXACT, Bfloat16, Fp8, Products
 from train.cache import write_aside
 from train.errors import UserError
 from train.learning_rate import Schedule
@@ -102,6 +103,10 @@ class Parallel:
     """Ranks in a pipeline; several pipelines share each batch. None: as many as there are."""
     expert_ranks: int = 1
     """Ranks among which the experts of a layer are placed."""
+    expert_nodes: int = 1
+    """Nodes that these ranks are on; groups of experts (n_group) stay on one node."""
+    redundant_experts: int = 0
+    """Copies of busy experts, beyond one of each, over all these ranks."""
     shard_optimizer: bool = False
     """ZeRO-1: what several ranks hold alike, each steps a share of, and keeps the moments of that alone."""
     timeout: float = 60.0
@@ -109,7 +114,9 @@ class Parallel:
     times as long for what is no part of a step."""
 
     def __post_init__(self) -> None:
-        for name in ("pipeline_ranks", "expert_ranks"):
+        if self.redundant_experts < 0:
+            raise UserError(f"redundant_experts is {self.redundant_experts} but must be at least 0")
+        for name in ("pipeline_ranks", "expert_ranks", "expert_nodes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} is {value} but must be at least 1")
         if self.timeout <= 0:
@@ -148,6 +155,10 @@ class Config:
     schedule: Schedule = Schedule(
         warmup_steps=20, constant=0.1, cosine=0.9, floor=0.0, last=0.0, batch=16, first_batch=0
     )
+    precision: Literal["float32", "bfloat16", "fp8"] = "float32"
+    """Of products with weights. Master weights, their gradients and sums stay float32 in all cases; with fp8
+    the moments of AdamW are bfloat16."""
+    fp8: Fp8 = Fp8()
     parallel: Parallel = Parallel()
 
     def __post_init__(self) -> None:
@@ -156,6 +167,10 @@ class Config:
                 raise UserError(f"{name} is {getattr(self, name)} but must be at least 1")
         if self.seconds is not None and self.seconds <= 0:
             raise UserError(f"seconds is {self.seconds} but must be above 0, or left away")
+
+    def products(self) -> Products:
+        """How the network multiplies while it is trained."""
+        return {"float32": EXACT, "bfloat16": Bfloat16(), "fp8": self.fp8}[self.precision]
 
     def save(self, path: Path) -> None:
         """Write all settings as TOML; what is None stays away."""

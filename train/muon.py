@@ -68,7 +68,8 @@ class Muon:
         p = p - lr (weight_decay p + sqrt(max(1, rows / columns)) orthogonalize(g + momentum m))
 
     (Jordan et al. 2024, Nesterov form). `lr` is that of the matrices and may be set before each step; the
-    rest follows in proportion, at adamw_lr when lr is what it was in the beginning.
+    rest follows in proportion, at adamw_lr when lr is what it was in the beginning. moments: the dtype of
+    AdamW's; the momentum of matrices has theirs.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Muon:
         adamw_lr: float = 3e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         adamw_decay: float = 0.0,
+        moments: str | None = None,
     ) -> None:
         self.model, self.momentum, self.weight_decay = model, momentum, weight_decay
         self.ratio = adamw_lr / lr
@@ -97,29 +99,36 @@ class Muon:
             betas=betas,
             weight_decay=adamw_decay,
             choose=lambda path, leaf: id(owner(leaf.data)) not in memory,
+            moments=moments,
         )
         xp, kind = (namespace(self.leaves[0].data), self.leaves[0].dtype) if self.leaves else (np, np.float32)
         self.groups = [(names, xp.zeros((len(names), *shape), kind)) for shape, names in groups.items()]
         self.lr = lr
 
-    def step(self) -> None:
-        """Move every parameter, in place. A matrix without a gradient counts as one whose gradient is 0."""
+    def step(self, control: Array | None = None) -> None:
+        """Move every parameter, in place. A matrix without a gradient counts as one whose gradient is 0.
+
+        control: on a GPU, the decision of kernels/cuda/optimizer.py, for gradients that are clipped already.
+        """
+        taken = 1.0 if control is None else control[2].astype(self.leaves[0].dtype)
         parameters = dict(self.model.named_parameters())
-        ahead = [self._momentum_ahead(parameters, names, m) for names, m in self.groups]
+        ahead = [self._momentum_ahead(parameters, names, m, taken) for names, m in self.groups]
         for (names, m), update in zip(self.groups, orthogonalize_all(ahead)):
             rows, columns = m.shape[1:]
-            update *= self.lr * max(1.0, rows / columns) ** 0.5
+            update *= taken * (self.lr * max(1.0, rows / columns) ** 0.5)
             for name, change in zip(names, update):
                 p = parameters[name].data
-                namespace(p).subtract((1 - self.lr * self.weight_decay) * p, change, out=p)
+                namespace(p).subtract((1 - taken * (self.lr * self.weight_decay)) * p, change, out=p)
         for leaf in self.leaves:
             leaf.written()
         self.rest.lr = self.lr * self.ratio
-        self.rest.step()
+        self.rest.step(control)
 
-    def _momentum_ahead(self, parameters: dict[str, Tensor], names: list[str], m: Array) -> Array:
+    def _momentum_ahead(
+        self, parameters: dict[str, Tensor], names: list[str], m: Array, taken: float | Array
+    ) -> Array:
         """Take the gradients of one group into m (count, rows, columns); g + momentum m for each."""
-        m *= self.momentum
+        m *= 1 - taken * (1 - self.momentum)
         ahead = self.momentum * m
         for i, name in enumerate(names):
             if (g := parameters[name].grad) is not None:

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from layers import DeepSeekModel
+from layers.precision import precision
 from tinygrad_ds import Tensor
 from train.baselines import measure_baselines
 from train.batches import Batch, Tokens, TrainingBatches, tokenize
@@ -24,7 +25,7 @@ from train.progress import Display
 from train.report import write_report
 from train.team import Hook, Team
 from train.tokenizer import Tokenizer
-from train.trainer import State, TrainingStopped, Work, train
+from train.trainer import State, TrainingStopped, Work, figure, train
 
 QUICK_TOKENS = 16_000  # of the held-out text, for a look while the run goes on
 
@@ -147,8 +148,9 @@ def make_optimizer(config: Config, model: DeepSeekModel) -> AdamW | Muon:
     """The optimizer that the settings name."""
     learning = config.learning
     betas = learning.beta1, learning.beta2
+    moments = "bfloat16" if config.precision == "fp8" else None
     if learning.optimizer == "adamw":
-        return AdamW(model, lr=learning.lr, betas=betas, weight_decay=learning.weight_decay)
+        return AdamW(model, lr=learning.lr, betas=betas, weight_decay=learning.weight_decay, moments=moments)
     return Muon(
         model,
         lr=learning.matrix_lr,
@@ -156,6 +158,7 @@ def make_optimizer(config: Config, model: DeepSeekModel) -> AdamW | Muon:
         adamw_lr=learning.lr,
         betas=betas,
         adamw_decay=learning.weight_decay,
+        moments=moments,
     )
 
 
@@ -173,6 +176,7 @@ def go_on(
     peak = learning.lr if learning.optimizer == "adamw" else learning.matrix_lr
     batches = TrainingBatches(data.train, time=config.time, seed=config.seed)
     rows = {"batch": config.micro_batch, "time": config.time}
+    products = config.products()
 
     def next_work(state: State) -> Work:
         first, count = round(state.done) // config.time, schedule.sequences(state.done, state.total)
@@ -186,7 +190,7 @@ def go_on(
         losses = model.losses(part.ids, part.targets, weight, learning.balance_weight, count=count)
         named = losses._asdict()
         total = named.pop("total")
-        return total, {name: float(value) for name, value in named.items() if value is not None}
+        return total, {name: figure(value) for name, value in named.items() if value is not None}
 
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
 
@@ -220,6 +224,7 @@ def go_on(
                     learning.bias_speed * (state.done < learning.bias_until * state.total)
                 ),
                 gradients=team.gradients,
+                around=lambda: precision(products, seed=state.step),
                 after=team.after(own, watch),
             )
     except TrainingStopped as error:
