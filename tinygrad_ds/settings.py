@@ -21,7 +21,7 @@ class Settings:
     """The settings in force.
 
     `deferred` is the queue of `defer_weight_gradients`, where one is open; `observer` is told of every call
-    (see observation.py).
+    (see observation.py). `first_run`: when what `recompute` now runs again ran first, None elsewhere.
     """
 
     kernels: str = "fused"
@@ -30,6 +30,7 @@ class Settings:
     recording: bool = True
     deferred: Any = None
     observer: Any = None
+    first_run: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():

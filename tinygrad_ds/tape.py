@@ -23,12 +23,15 @@ from tinygrad_ds.dtypes import is_floating
 
 
 class Version:
-    """How often the memory behind a node was written in place; shared by all its views."""
+    """When the memory behind a node was last written in place, in one order with the records (0: never).
 
-    __slots__ = ("count",)
+    All its views share it.
+    """
+
+    __slots__ = ("last",)
 
     def __init__(self) -> None:
-        self.count = 0
+        self.last = 0
 
 
 class Node:
@@ -54,7 +57,7 @@ class Node:
 
     def written(self) -> None:
         """Say that this node's memory was changed in place."""
-        self.version.count += 1
+        self.version.last = next(_order)
 
     def retain_grad(self) -> None:
         """Keep the gradient of this node in `.grad` although a primitive made it."""
@@ -89,7 +92,7 @@ class Guard(NamedTuple):
     what: str
 
 
-_order = itertools.count()
+_order = itertools.count(1)  # of records and of writes in place
 
 
 class Record:
@@ -111,9 +114,9 @@ class Record:
         self.used = False
         self.retained: dict[int, weakref.ref] = {}
         saved_memory = {id(owner(array)) for array in arrays_in(saved)}
-        self.guards = [Guard(node.version, node.version.count, "its result") for node in outputs]
+        self.guards = [Guard(node.version, node.version.last, "its result") for node in outputs]
         self.guards += [
-            Guard(node.version, node.version.count, f"its input {position}")
+            Guard(node.version, node.version.last, f"its input {position}")
             for position, node in enumerate(inputs)
             if node is not None and id(owner(node.data)) in saved_memory
         ]
@@ -143,7 +146,7 @@ class Record:
     def check_versions(self) -> None:
         """Raise RuntimeError if anything that backward needs was written through a Tensor since forward."""
         for guard in self.guards:
-            if guard.version.count != guard.expected:
+            if guard.version.last != guard.expected:
                 raise RuntimeError(
                     f"{guard.what} was written in place after {self.pair.name!r} was recorded, so its "
                     "gradient would be wrong: write before the call, or to a copy"

@@ -1,5 +1,6 @@
 """recompute: the same bits as the plain call, for less memory."""
 
+import functools
 import weakref
 
 import numpy as np
@@ -88,6 +89,26 @@ def test_written_inputs_are_found():
     x += 1
     with pytest.raises(RuntimeError, match=r"its input 0 was written in place after 'recompute\(function\)'"):
         y.backward()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_written_parameters_are_found(depth):
+    """They are no inputs, but a second run with other numbers is another function."""
+    x, w = (tg.Tensor(draw(3, 3, seed=seed), requires_grad=True) for seed in (1, 2))
+    w *= 2.0  # before the call, which is nobody's concern
+
+    def nested(function, x):
+        for _ in range(depth):
+            function = functools.partial(tg.recompute, function)
+        return function(x)
+
+    y = nested(lambda x: tg.exp(x @ w), x)
+    nested(lambda x: x @ w, x).sum().backward()
+    x.grad = w.grad = None
+    w[0, 0] = 5.0
+    with pytest.raises(RuntimeError, match=r"recompute\(<lambda>\): a parameter .* was written in place"):
+        y.sum().backward()
+    assert w.grad is None and x.grad is None
 
 
 def test_nothing_is_recorded_without_gradients():
