@@ -11,8 +11,10 @@ from train.checkpoint import SaveEvery
 from train.config import Config, Parallel
 from train.errors import UserError
 from train.parallel.communicator import Communicator
+from train.parallel.experts import spread
 from train.parallel.launch import under_mpiexec, world
 from train.parallel.layout import Layout, check_batches, make_layout
+from train.parallel.placement import Hosts, busiest, check, place_experts
 from train.parallel.replicas import Replicas
 from train.parallel.units import Shard, of_shard, places, to_whole
 from train.pipeline.executor import Executor
@@ -106,6 +108,9 @@ class Crew(Team):
         self.config, self.ranks = config, ranks
         self.layout: Layout = make_layout(config.parallel, ranks.rank, ranks.size)
         self.layout.stages(config.sizes.num_hidden_layers)
+        settings = config.parallel
+        self.hosts = Hosts(settings.expert_ranks, settings.expert_nodes, settings.redundant_experts)
+        check(config.sizes.n_routed_experts, self.hosts)
         check_batches(config, self.layout)
         ranks.patience = config.parallel.timeout
         self.speaks = ranks.rank == 0
@@ -123,9 +128,10 @@ class Crew(Team):
         """Keep this rank's part of a network that all ranks have; the rest is forgotten."""
         ranks, layout = self.ranks, self.layout
         interleaver = Interleaver(ranks)
+        self.places = places(model)
+        self.spread_experts(model, interleaver)
         split = layout.stages(len(model.layers))
         held = [layer for layers in split.values() for layer in layers]
-        self.places = places(model)
         self.model = Stage(model, held, interleaver)
         stages = {stage: Stage(model, layers, interleaver) for stage, layers in split.items()}
         self.executor = Executor(stages, layout.schedule, ranks.part(layout.mates()), interleaver)
@@ -136,6 +142,15 @@ class Crew(Team):
         self.whole, self.whole_optimizer = self.model, WholeOptimizer(self)
         if self.speaks:
             self.whole = DeepSeekModel(model.config, seed=None, dtype=model.dtype.name)
+
+    def spread_experts(self, model: DeepSeekModel, interleaver: Interleaver) -> None:
+        """Place the experts by the loads that are known, and leave this rank those of its layers."""
+        moes, even = model.moe_layers(), np.ones(model.config.n_routed_experts)
+        self.placements = {
+            name: place_experts(self.loads.get(name, even), self.hosts, model.config.n_group) for name in moes
+        }
+        if self.hosts.ranks > 1:
+            spread(moes, self.placements, self.ranks.part(self.layout.experts()), interleaver)
 
     def gradients(self, model: DeepSeekModel, work: Work, loss: Loss, state: State) -> dict[str, float]:
         """The loss of the whole batch with its parts; its gradient, or a share of it, in the leaves."""
@@ -177,6 +192,10 @@ class Crew(Team):
 
         def together(state: State, record: Record) -> None:
             record["loads"] = self.loads
+            if self.hosts.ranks > 1:
+                record["busiest_rank"] = {
+                    name: busiest(load, self.placements[name]) for name, load in self.loads.items()
+                }
             for hook in own:
                 hook(state, record)
             due = [hook for hook in hooks if hasattr(hook, "due") and hook.due(state)]

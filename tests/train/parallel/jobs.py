@@ -1,0 +1,201 @@
+"""What tests have ranks do: `mpiexec -n 4 python -m tests.train.parallel.jobs curves out.npz`."""
+
+import pickle
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from layers import DeepSeekModel
+from tests.train.tiny import CONFIG, tiny_rows
+from train.config import Config, Parallel, Sizes
+from train.learning_rate import Schedule
+from train.muon import Muon
+from train.optimizer import AdamW
+from train.parallel.crew import Crew
+from train.parallel.launch import together, world
+from train.pipeline import checker
+from train.team import Team
+from train.trainer import State, Work, train
+
+ROWS = 2  # in a micro-batch
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to train, on some number of ranks or (`alone`) in one process."""
+
+    ranks: int
+    parallel: Parallel
+    tied: bool = False
+    steps: int = 2
+    muon: bool = False
+    mtp_weight: float = 0.3
+    layers: int = 0
+
+    @property
+    def model(self) -> DeepSeekModel:
+        """A network with an odd number of layers, enough for every schedule; large weights, float64."""
+        config = CONFIG.replace(
+            num_hidden_layers=self.layers or 2 * self.ranks + 1,
+            tie_word_embeddings=self.tied,
+            initializer_range=0.2,
+        )
+        return DeepSeekModel(config, seed=0, dtype="float64")
+
+    def optimizer(self, model: Any) -> Any:
+        """Of the kind that is asked for."""
+        return Muon(model, lr=0.01) if self.muon else AdamW(model, lr=0.003)
+
+    def next_work(self, model: DeepSeekModel):
+        """As many micro-batches as the most demanding schedule needs; the batch depends on the step alone."""
+
+        def work(state: State) -> Work:
+            ids, targets = tiny_rows(2 * self.ranks * ROWS, seed=state.step)
+            parts = [(ids[i : i + ROWS], targets[i : i + ROWS]) for i in range(0, len(ids), ROWS)]
+            return Work(parts, sum(model.count_targets(part[1]) for part in parts), 1.0)
+
+        return work
+
+    def loss(self, model: DeepSeekModel, part: Any, count: Any):
+        """All its parts, as a run has them."""
+        losses = model.losses(*part, self.mtp_weight if model.mtp else 0.0, 0.1, count=count)._asdict()
+        total = losses.pop("total")
+        return total, {name: float(value) for name, value in losses.items() if value is not None}
+
+    @property
+    def config(self) -> Config:
+        """The settings of a run that would be this."""
+        layers = self.model.config.num_hidden_layers
+        sizes = Sizes(num_hidden_layers=layers, n_routed_experts=CONFIG.n_routed_experts)
+        schedule = Schedule(batch=2 * self.ranks * ROWS, first_batch=0)
+        return Config(micro_batch=ROWS, sizes=sizes, schedule=schedule, parallel=self.parallel)
+
+
+def go(case: Case, team: Team) -> dict[str, Any]:
+    """Train; what every rank has seen, and its parts of the gradient of the first step by name."""
+    team.take(case.model, case.optimizer)
+    records, gradients = [], {}
+
+    def see(state, record):
+        records.append(record)
+        if state.step == 1:
+            units = team.replicas.counted() if isinstance(team, Crew) else []
+            gradients.update({unit.label: unit.grad.copy() for unit in units if unit.grad is not None})
+            if not isinstance(team, Crew):
+                gradients.update({k: v.grad for k, v in team.model.named_parameters() if v.grad is not None})
+
+    train(
+        team.model,
+        team.optimizer,
+        case.next_work(team.model),
+        case.loss,
+        State(total=case.steps),
+        learning_rate=lambda state: 0.003,
+        clip=1e9,
+        clip_gradients=team.clip,
+        bias_speed=lambda state: 1e-3,
+        gradients=team.gradients,
+        after=team.after([see], list),
+    )
+    return {"records": records, "gradients": gradients}
+
+
+def named(pieces: list[dict[str, np.ndarray]], model: DeepSeekModel) -> dict[str, np.ndarray]:
+    """Gradients by published name from those of units, `name[start:stop]`."""
+    whole = {}
+    shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
+    for piece in pieces:
+        for label, grad in piece.items():
+            name, rows = label.removesuffix("]").split("[")
+            start, stop = map(int, rows.split(":"))
+            target = whole.setdefault(name, np.full(shapes[name], np.nan))
+            assert np.isnan(target[start:stop]).all(), f"{label} is counted twice"
+            target[start:stop] = grad
+    return whole
+
+
+def measure(case: Case, ranks: Any) -> dict[str, Any]:
+    """On rank 0: losses, gradients, weights and the state of the optimizer at the end, and what ranks count."""
+    ranks.sent = 0
+    crew = Crew(case.config, ranks)
+    seen = go(case, crew)
+    crew.fetch(moments=True)
+    copies = {part.name: part.data.tobytes() for part in crew.model.published()}
+    moments = sum(array.nbytes for array in crew.optimizer.inner.state_dict().values())
+    told = (seen["gradients"], copies, crew.executor.most_alive, moments, ranks.sent)
+    every = ranks.everybody(told, "the results of a test")
+    together = [each for _, each, *_ in every]
+    layout = crew.layout
+    lists = layout.schedule(layout.length, 2 * case.ranks // layout.lines)
+    return {
+        "losses": [{k: v for k, v in r.items() if isinstance(v, float)} for r in seen["records"]],
+        "loads": [record["loads"] for record in seen["records"]],
+        "gradients": named([each[0] for each in every], case.model),
+        "weights": {part.name: part.data for part in crew.whole.published()},
+        "state": crew.whole_optimizer.state_dict(),
+        "alike": all(a[name] == b[name] for a in together for b in together for name in a.keys() & b.keys()),
+        "alive": [each[2] for each in every],
+        "planned": checker.check(lists).alive * layout.lines,
+        "moments": [each[3] for each in every],
+        "sent": [each[4] for each in every],
+        "busiest": [record.get("busiest_rank") for record in seen["records"]],
+    }
+
+
+def alone(case: Case) -> dict[str, Any]:
+    """The same in one process."""
+    team = Team()
+    seen = go(case, team)
+    return {
+        "losses": [{k: v for k, v in r.items() if isinstance(v, float)} for r in seen["records"]],
+        "loads": [record["loads"] for record in seen["records"]],
+        "gradients": seen["gradients"],
+        "weights": {part.name: part.data for part in team.model.published()},
+        "state": team.optimizer.state_dict(),
+    }
+
+
+def cases(ranks: int) -> dict[str, Case]:
+    """What is compared with one process, on that many ranks."""
+    pipelines = ("gpipe", "one_f_one_b", "zb1p", "dualpipe", "dualpipe_v")
+    found = {name: Case(ranks, Parallel(pipeline=name)) for name in pipelines}
+    found["dualpipe, tied"] = Case(ranks, Parallel(pipeline="dualpipe"), tied=True)
+    found["one_f_one_b, tied"] = Case(ranks, Parallel(pipeline="one_f_one_b"), tied=True)
+    found["dualpipe, shares"] = Case(ranks, Parallel(pipeline="dualpipe", shard_optimizer=True))
+    found["dualpipe, Muon, shares"] = replace(found["dualpipe, shares"], muon=True)
+    found["data"] = Case(ranks, Parallel())
+    found["data, shares"] = Case(ranks, Parallel(shard_optimizer=True))
+    found["data, Muon, shares"] = replace(found["data, shares"], muon=True)
+    found["experts"] = Case(ranks, Parallel(expert_ranks=2))
+    found["experts, copies, shares"] = Case(
+        ranks, Parallel(expert_ranks=2, redundant_experts=2, shard_optimizer=True)
+    )
+    found["no MTP loss"] = Case(ranks, Parallel(pipeline="one_f_one_b"), mtp_weight=0.0)
+    if ranks >= 4:
+        both = Parallel(pipeline="dualpipe", pipeline_ranks=2, expert_ranks=2)
+        found["pipeline x experts"] = Case(ranks, both)
+        found["pipeline x experts, copies, shares"] = Case(
+            ranks, replace(both, redundant_experts=2, shard_optimizer=True)
+        )
+        found["pipeline x data, shares"] = Case(
+            ranks, replace(both, pipeline="zb1p", expert_ranks=1, shard_optimizer=True)
+        )
+        found["experts on nodes"] = Case(ranks, Parallel(expert_ranks=4, expert_nodes=2))
+    return found
+
+
+def main() -> int:
+    """All cases, or those that are named; the results of rank 0 into a file."""
+    ranks, path, *names = world(), *sys.argv[1:]
+    chosen = {name: case for name, case in cases(ranks.size).items() if name in names or not names}
+    results = {name: measure(case, ranks) for name, case in chosen.items()}
+    if ranks.rank == 0:
+        with open(path, "wb") as file:
+            pickle.dump(results, file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(together(main))
