@@ -23,6 +23,7 @@ __all__ = [
     "case",
     "coarse",
     "cotangent",
+    "posttrain",
     "fp8",
     "simple",
     "small",

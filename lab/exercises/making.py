@@ -58,7 +58,12 @@ class Exercise:
 
 
 LADDER: dict[str, Exercise] = {}
-CONSTANTS = {"rope": (1, 2)}  # floating arrays that get no gradient
+CONSTANTS = {
+    "rope": (1, 2),
+    "clipped_objective": (1, 2),
+    "k3": (1,),
+    "jensen_shannon": (1,),
+}  # floating arrays that get no gradient
 
 
 def exercise(

@@ -209,3 +209,25 @@ def shared_head(saved, g):
     main *= g / len(h)
     second *= g * mtp_weight / len(h_mtp)
     return main @ weight, second @ weight, main.T @ h + second.T @ h_mtp, None
+
+
+def clipped_objective(saved, g):
+    rho, a, low, high = saved
+    stopped = np.where(a > 0, rho > high, rho < low)
+    return np.where(stopped, 0, -g * a * rho), None, None
+
+
+def k3(saved, g):
+    (d,) = saved
+    return g * (1 - np.exp(d)), None
+
+
+def jensen_shannon(saved, g):
+    q, p, log_q, log_p, beta = saved
+    if beta == 0:
+        return g * (q - p), None
+    log_m = np.log(beta * p + (1 - beta) * q)
+    a = log_q - log_m
+    if beta != 1:
+        a = (1 - beta) * a
+    return g * q * (a - (q * a).sum(axis=-1, keepdims=True)), None

@@ -111,6 +111,8 @@ RIGHT_TOO = {
     "relu": ["x >= 0"],
     "linear": ["rows = g.reshape(-2,", "x.reshape(-2,"],
     "attention": ["values.swapaxes(-1, 2)", "ds.swapaxes(-1, 2)", "p.swapaxes(-1, 2)"],
+    "clipped_objective": ["a >= 0", "rho >= high", "rho <= low"],
+    "jensen_shannon": ["(q * a).sum(axis=1,"],
     "router_weights": ["(g * t / total).sum(axis=1,", "grad_t, axis=1)"],
 }
 
