@@ -77,13 +77,19 @@ def impossible_rope_scaling(config: "DeepSeekConfig") -> Iterator[str]:
     if not hasattr(rope, "beta_fast"):
         yield f"rope_scaling is {rope!r} but must be an object like {{'type': 'yarn', 'factor': 40}}, or null"
         return
-    limits = {"factor": 1, "original_max_position_embeddings": 1, "beta_slow": 0, "beta_fast": 0, "mscale": 0}
-    for name, limit in (limits | {"mscale_all_dim": 0}).items():
+    limits = {"factor": 1, "original_max_position_embeddings": 1, "mscale": 0, "mscale_all_dim": 0}
+    for name, limit in limits.items():
         if not is_number(getattr(rope, name)) or getattr(rope, name) < limit:
             yield f"rope_scaling has {name} {getattr(rope, name)!r} but needs a number of at least {limit}"
             return
+    for name in ("beta_slow", "beta_fast"):
+        if not is_number(getattr(rope, name)) or getattr(rope, name) <= 0:
+            yield f"rope_scaling has {name} {getattr(rope, name)!r} but must be above 0, such as 1 or 32"
+            return
     if rope.beta_slow >= rope.beta_fast:
         yield f"rope_scaling has beta_slow {rope.beta_slow} but it must be below beta_fast, {rope.beta_fast}"
+    if is_number(config.rope_theta) and config.rope_theta <= 1:
+        yield f"rope_theta is {config.rope_theta} but must be above 1 with rope_scaling: pairs differ"
 
 
 def impossible_attention(config: "DeepSeekConfig") -> Iterator[str]:

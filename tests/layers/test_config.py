@@ -142,6 +142,14 @@ REFUSALS = [
         "rope_scaling has beta_slow 40 but it must",
     ),
     (
+        {"rope_scaling": {"type": "yarn", "factor": 2, "beta_slow": 0}},
+        "rope_scaling has beta_slow 0 but must be above 0, such as 1 or 32",
+    ),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 2}, "rope_theta": 1},
+        "rope_theta is 1 but must be above 1 with rope_scaling",
+    ),
+    (
         {"rope_scaling": {"type": "yarn", "factor": 2, "speed": 1}},
         "rope_scaling has speed, which YaRN does not",
     ),
