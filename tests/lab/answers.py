@@ -223,7 +223,7 @@ def k3(saved, g):
 
 
 def jensen_shannon(saved, g):
-    q, p, log_q, log_p, beta = saved
+    q, p, log_q, _, beta = saved
     if beta == 0:
         return g * (q - p), None
     log_m = np.log(beta * p + (1 - beta) * q)

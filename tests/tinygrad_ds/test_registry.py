@@ -39,7 +39,12 @@ def cast(case, dtype):
 
 
 # Floating arguments that get no gradient by design: constants of the call.
-WITHOUT_GRADIENT = {"rope": (1, 2), "router_selection": (1,)}
+WITHOUT_GRADIENT = {
+    "rope": (1, 2),
+    "router_selection": (1,),
+    "grpo_objective": (1, 2, 4),
+    "jensen_shannon": (1,),
+}
 
 
 def test_every_primitive_stands_in_the_face():
