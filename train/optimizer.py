@@ -2,8 +2,9 @@
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,11 @@ def clip_grad_norm(model: Module, max_norm: float) -> float:
     scaled.
     """
     grads = [leaf.grad for leaf in model.parameters() if leaf.grad is not None]
+    if kernels := at_once(grads):
+        tables = kernels.Tables().of([(grad, grad) for grad in grads])
+        control = kernels.decide(tables, max_norm)
+        kernels.clip(tables, control)
+        return float(control[0])
     norm = math.sqrt(sum(squares(grad) for grad in grads))
     if max_norm < norm < math.inf:
         for grad in grads:
@@ -46,6 +52,14 @@ def fused(array: Array) -> ModuleType | None:
     if settings.current().kernels == "reference" or device_of(array) != "cpu" or not array.flags.carray:
         return None
     return importlib.import_module("tinygrad_ds.kernels.cpu.optimizer")
+
+
+def at_once(arrays: Sequence[Array]) -> ModuleType | None:
+    """The kernels that work on all leaves in one launch, where they cover these: on a GPU, of one dtype."""
+    if settings.current().kernels == "reference" or not arrays or device_of(arrays[0]) == "cpu":
+        return None
+    kernels = importlib.import_module("tinygrad_ds.kernels.cuda.optimizer")
+    return kernels if kernels.covers(arrays) else None
 
 
 def squares(array: Array) -> float:
@@ -124,6 +138,7 @@ class AdamW:
         self.model = model
         self.lr, self.betas, self.weight_decay, self.eps = lr, betas, weight_decay, eps
         self.steps = 0
+        self.tables: Any = None  # of addresses, where leaves are on a GPU
         self.leaves = {path: leaf for path, leaf in model.named_leaves() if choose(path, leaf)}
         self.moments = {
             path: tuple(
@@ -133,12 +148,23 @@ class AdamW:
             for path, leaf in self.leaves.items()
         }
 
-    def step(self) -> None:
-        """Move every leaf that has a gradient, in place."""
+    def step(self, control: Array | None = None) -> None:
+        """Move every leaf that has a gradient, in place.
+
+        control: on a GPU, the factor and the decision of kernels/cuda/optimizer.py.
+        """
         self.steps += 1
-        for path, leaf in self.leaves.items():
-            if leaf.grad is None:
-                continue
+        moving = {path: leaf for path, leaf in self.leaves.items() if leaf.grad is not None}
+        rows = [(leaf.data, leaf.grad, *self.moments[path]) for path, leaf in moving.items()]
+        if kernels := at_once([array for row in rows for array in row]):
+            self.tables = self.tables or kernels.Tables()
+            tables = self.tables.of(rows, [leaf.ndim >= 2 for leaf in moving.values()])
+            numbers = {"lr": self.lr, "betas": self.betas, "decay": self.weight_decay, "eps": self.eps}
+            kernels.adamw(tables, control, t=self.steps, **numbers)
+            for leaf in moving.values():
+                leaf.written()
+            return
+        for path, leaf in moving.items():
             adamw_update(
                 *(leaf.data, leaf.grad, *self.moments[path]),
                 t=self.steps,

@@ -5,7 +5,7 @@ from typing import Any
 
 from layers import DeepSeekModel
 from train.observe import squares_by_layer
-from train.optimizer import clip_grad_norm
+from train.device_step import Pending, clip_later
 from train.trainer import Loss, Record, State, Work, accumulate
 
 Hook = Callable[[State, Record], None]
@@ -41,9 +41,9 @@ class Team:
         """See `train`."""
         return accumulate(model, work, loss, state)
 
-    def clip(self, model: DeepSeekModel, max_norm: float) -> float:
-        """See `clip_grad_norm`."""
-        return clip_grad_norm(model, max_norm)
+    def clip(self, model: DeepSeekModel, max_norm: float) -> float | Pending:
+        """See `clip_later`."""
+        return clip_later(model, max_norm)
 
     def squares(self, model: DeepSeekModel) -> dict[str, float]:
         """See `squares_by_layer`."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from layers import DeepSeekModel
 from tinygrad_ds import Tensor
-from tinygrad_ds.device import to_host
-from train.optimizer import clip_grad_norm
+from tinygrad_ds.device import device_of, to_host
+from train.device_step import Pending, clip_later
 
 
 class TrainingStopped(Exception):
@@ -70,6 +70,11 @@ Loss = Callable[[DeepSeekModel, Any, Any], tuple[Tensor, dict[str, float]]]
 Record = dict[str, Any]
 
 
+def figure(value: Tensor) -> Any:
+    """A number of the step: a float, or where the loss is on a GPU its 0-d array, to be read at the end."""
+    return float(value) if device_of(value.data) == "cpu" else value.detach().data
+
+
 def accumulate(model: DeepSeekModel, work: Work, loss: Loss, state: State) -> dict[str, float]:
     """The loss of the whole batch with its parts; the gradient is left in the leaves.
 
@@ -83,7 +88,7 @@ def accumulate(model: DeepSeekModel, work: Work, loss: Loss, state: State) -> di
             value, named = loss(model, part, work.count)
         with state.phase("backward"):
             value.backward()
-        for name, number in {"loss": float(value), **named}.items():
+        for name, number in {"loss": figure(value), **named}.items():
             numbers[name] = numbers.get(name, 0.0) + number
     return numbers
 
@@ -97,7 +102,7 @@ def train(
     *,
     learning_rate: Callable[[State], float],
     clip: float = 1.0,
-    clip_gradients: Callable[[DeepSeekModel, float], float] = clip_grad_norm,
+    clip_gradients: Callable[[DeepSeekModel, float], float | Pending] = clip_later,
     bias_speed: Callable[[State], float] = lambda state: 0.0,
     gradients: Callable[[DeepSeekModel, Work, Loss, State], dict[str, float]] = accumulate,
     around: Callable[[], AbstractContextManager] = nullcontext,
@@ -109,7 +114,8 @@ def train(
     loss(model, part, count): a sum over one micro-batch divided by the count of the whole batch, and those
         parts of it that are worth a name, as numbers.
     learning_rate(state), bias_speed(state): for the step; the second is how far the routers' biases move.
-    clip_gradients(model, clip): scale the gradient to that norm, if its norm is above; return what it was.
+    clip_gradients(model, clip): scale the gradient to that norm, if its norm is above; return what it was,
+        or on a GPU what will see to it.
     gradients(model, work, loss, state): how the gradient is computed, where that is not by `accumulate`: a
         pipeline puts its own here.
     around: a context for it, such as one in which products run in FP8.
@@ -127,12 +133,15 @@ def train(
         with state.phase("optimizer"):
             optimizer.lr = learning_rate(state)
             norm = clip_gradients(model, clip)
-            refuse_not_finite(
-                state.step + 1, optimizer.lr, {"loss": numbers["loss"], "gradient's norm": norm}
-            )
-            optimizer.step()
-            loads = {name: to_host(moe.load).copy() for name, moe in model.moe_layers().items()}
-            model.update_router_bias(bias_speed(state))
+            if isinstance(norm, Pending):
+                numbers, norm, loads = norm.finish(optimizer, numbers, bias_speed(state))
+                refuse_not_finite(state.step + 1, optimizer.lr, numbers["loss"], norm)
+            else:
+                numbers = {name: float(number) for name, number in numbers.items()}
+                refuse_not_finite(state.step + 1, optimizer.lr, numbers["loss"], norm)
+                optimizer.step()
+                loads = {name: to_host(moe.load).copy() for name, moe in model.moe_layers().items()}
+                model.update_router_bias(bias_speed(state))
         state.step += 1
         state.done += work.size
         state.seconds = perf_counter() - started
@@ -151,9 +160,9 @@ def train(
         optimizer.zero_grad()
 
 
-def refuse_not_finite(step: int, lr: float, numbers: dict[str, float]) -> None:
-    """Raise TrainingStopped where one of the named numbers is nan or infinite."""
-    for name, number in numbers.items():
+def refuse_not_finite(step: int, lr: float, loss: float, norm: float) -> None:
+    """Raise TrainingStopped where the loss or the norm is nan or infinite."""
+    for name, number in {"loss": loss, "gradient's norm": norm}.items():
         if not math.isfinite(number):
             raise TrainingStopped(
                 f"step {step}: the {name} is {number} at learning rate {lr:.3g}, so training stopped before "
