@@ -55,13 +55,17 @@ class Display:
         """Show a step."""
         self.held_out = record.get("held_out", self.held_out)
         self.window = [*self.window[-19:], (perf_counter(), state.done)]
-        learnt, pace = describe(record, self.held_out, self.speed())
+        learnt, pace = self.describe(record)
         if self.bar is not None:
             text = f"{learnt}\n{pace}"
             self.bar.update(self.task, description=text, completed=state.done, total=state.total)
         else:
             pause = EVERY if len(self.window) > 2 else SOON
             self.line(f"{learnt}  {pace}", pause, now=state.done >= state.total)
+
+    def describe(self, record: Record) -> tuple[str, str]:
+        """What a step says, in two lines or two halves of one."""
+        return describe(record, self.held_out, self.speed())
 
     def line(self, text: str, pause: float, now: bool = False) -> None:
         """Print a plain line, unless the pause after the last one is not over and it need not be `now`."""
