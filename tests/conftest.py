@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import shutil
+import sys
+from pathlib import Path
 from time import perf_counter
 
 import pytest
@@ -31,7 +33,10 @@ def _has_cuda() -> bool:
 
 
 def _has_mpi() -> bool:
-    return importlib.util.find_spec("mpi4py") is not None and shutil.which("mpiexec") is not None
+    return (
+        importlib.util.find_spec("mpi4py") is not None
+        and shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") is not None
+    )
 
 
 NEEDS = {

@@ -56,8 +56,6 @@ class Communicator:
         self.trace = Trace()
         self.patience = patience
         self.flying: list[Pending] = []
-        self.sent = 0
-        """Bytes that this rank handed to MPI."""
 
     def part(self, ranks: Sequence[int]) -> "Communicator":
         """A communicator of some of these ranks, in this order. They all call this, and nobody else."""
@@ -106,7 +104,7 @@ class Communicator:
     def send(self, array: Array, to: int, tag: int, what: str) -> Pending:
         """Begin to send. The array must stay as it is until that is complete."""
         array = namespace(array).ascontiguousarray(array)
-        self.sent += array.nbytes
+        self.trace.sent += array.nbytes
         return self.begin(self.mpi.Isend(array, to, tag), f"{what} to rank {self.numbers[to]}", array)
 
     def receive(self, into: Array, source: int, tag: int, what: str) -> Pending:
@@ -117,14 +115,14 @@ class Communicator:
         """The sum over all ranks, the same bits everywhere."""
         array = namespace(array).ascontiguousarray(array)
         total = namespace(array).empty_like(array)
-        self.sent += array.nbytes
+        self.trace.sent += array.nbytes
         self.wait(self.begin(self.mpi.Iallreduce(array, total), f"{what}, from {self}", array, total))
         return total
 
     def add_up_pieces(self, array: Array, counts: Sequence[int], what: str) -> Array:
         """The sum over all ranks of a flat array, of which rank r gets its `counts[r]` entries."""
         piece = namespace(array).empty(counts[self.rank], dtype=array.dtype)
-        self.sent += array.nbytes
+        self.trace.sent += array.nbytes
         request = self.mpi.Ireduce_scatter(array, piece, list(counts))
         self.wait(self.begin(request, f"{what}, from {self}", array, piece))
         return piece
@@ -132,7 +130,7 @@ class Communicator:
     def join_pieces(self, piece: Array, counts: Sequence[int], what: str) -> Array:
         """All ranks' flat pieces one behind the other; rank r has `counts[r]` entries."""
         whole = namespace(piece).empty(sum(counts), dtype=piece.dtype)
-        self.sent += piece.nbytes
+        self.trace.sent += piece.nbytes
         request = self.mpi.Iallgatherv(piece, [whole, list(counts)])
         self.wait(self.begin(request, f"{what}, from {self}", piece, whole))
         return whole
@@ -145,7 +143,7 @@ class Communicator:
         rows = namespace(rows).ascontiguousarray(rows)
         width = int(np.prod(rows.shape[1:]))
         into = namespace(rows).empty((sum(incoming), *rows.shape[1:]), dtype=rows.dtype)
-        self.sent += rows.nbytes
+        self.trace.sent += rows.nbytes
         request = self.mpi.Ialltoallv(
             [rows, [n * width for n in outgoing]], [into, [n * width for n in incoming]]
         )
@@ -188,7 +186,7 @@ class Communicator:
         data = np.frombuffer(pickle.dumps(value, protocol=5), dtype=np.uint8)
         lengths = self.join_pieces(np.array([len(data)]), [1] * self.size, what).tolist()
         joined = np.empty(sum(lengths) if self.rank == 0 else 0, dtype=np.uint8)
-        self.sent += len(data)
+        self.trace.sent += len(data)
         request = self.mpi.Igatherv(data, [joined, lengths], 0)
         self.wait(self.begin(request, f"{what}, from {self}", data, joined))
         if self.rank:

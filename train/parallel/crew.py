@@ -110,7 +110,7 @@ class Crew(Team):
         self.layout.stages(config.sizes.num_hidden_layers)
         settings = config.parallel
         self.hosts = Hosts(settings.expert_ranks, settings.expert_nodes, settings.redundant_experts)
-        check(config.sizes.n_routed_experts, self.hosts)
+        check(config.sizes.n_routed_experts, self.hosts, config.sizes.n_group)
         check_batches(config, self.layout)
         ranks.patience = config.parallel.timeout
         self.speaks = ranks.rank == 0

@@ -29,11 +29,11 @@ def place_experts(loads: np.ndarray, hosts: Hosts, n_group: int = 1) -> Placemen
 
     Where the groups cannot be shared evenly by the nodes, all ranks count as one node.
     """
-    check(len(loads), hosts)
+    check(len(loads), hosts, n_group)
     size = len(loads) // n_group
     groups = loads.reshape(n_group, size).sum(axis=1)
     placement: Placement = []
-    nodes = pack(groups, hosts.nodes) if n_group % hosts.nodes == 0 else [list(range(n_group))]
+    nodes = pack(groups, nodes_used(hosts, n_group))
     ranks, redundant = hosts.ranks // len(nodes), hosts.redundant // len(nodes)
     for node in nodes:
         held = [group * size + i for group in sorted(node) for i in range(size)]
@@ -45,7 +45,12 @@ def place_experts(loads: np.ndarray, hosts: Hosts, n_group: int = 1) -> Placemen
     return placement
 
 
-def check(experts: int, hosts: Hosts) -> None:
+def nodes_used(hosts: Hosts, n_group: int) -> int:
+    """The nodes among which groups are shared; 1 where that is impossible."""
+    return hosts.nodes if n_group % hosts.nodes == 0 else 1
+
+
+def check(experts: int, hosts: Hosts, n_group: int) -> None:
     """Raise UserError for numbers that do not go into each other."""
     slots = experts + hosts.redundant
     if slots % hosts.ranks:
@@ -55,10 +60,11 @@ def check(experts: int, hosts: Hosts) -> None:
         )
     if hosts.ranks % hosts.nodes:
         raise UserError(f"{hosts.ranks} ranks with experts cannot be {hosts.nodes} equal nodes")
-    if hosts.redundant > experts * (hosts.ranks - 1):
+    most = experts * (hosts.ranks // nodes_used(hosts, n_group) - 1)
+    if hosts.redundant > most:
         raise UserError(
-            f"redundant_experts is {hosts.redundant}, but {experts} experts have at most one copy on each of "
-            f"{hosts.ranks} ranks: at most {experts * (hosts.ranks - 1)}"
+            f"redundant_experts is {hosts.redundant}, but a rank has each of {experts} experts once, and only "
+            f"those of its node: at most {most}"
         )
 
 

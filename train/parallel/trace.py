@@ -29,6 +29,8 @@ class Trace:
 
     def __init__(self) -> None:
         self.recording = False
+        self.sent = 0
+        """Bytes that the rank has handed to MPI, ever."""
         self.restart()
 
     def restart(self) -> None:

@@ -1,4 +1,4 @@
-"""What tests have ranks do: `mpiexec -n 4 python -m tests.train.parallel.jobs curves out.npz`."""
+"""What tests have ranks do: `mpiexec -n 4 python -m tests.train.parallel.jobs out.pickle dualpipe ...`."""
 
 import pickle
 import sys
@@ -29,16 +29,23 @@ class Case:
     ranks: int
     parallel: Parallel
     tied: bool = False
-    steps: int = 2
+    steps: int = 1
     muon: bool = False
     mtp_weight: float = 0.3
-    layers: int = 0
+
+    @property
+    def layers(self) -> int:
+        """One more than there are stages, so that they are cut unevenly."""
+        if self.parallel.pipeline == "none":
+            return 2
+        ranks = self.parallel.pipeline_ranks or self.ranks
+        return (2 if self.parallel.pipeline == "dualpipe_v" else 1) * ranks + 1
 
     @property
     def model(self) -> DeepSeekModel:
-        """A network with an odd number of layers, enough for every schedule; large weights, float64."""
+        """The network, in float64, its weights large so that no gradient is lost in rounding."""
         config = CONFIG.replace(
-            num_hidden_layers=self.layers or 2 * self.ranks + 1,
+            num_hidden_layers=self.layers,
             tie_word_embeddings=self.tied,
             initializer_range=0.2,
         )
@@ -67,8 +74,7 @@ class Case:
     @property
     def config(self) -> Config:
         """The settings of a run that would be this."""
-        layers = self.model.config.num_hidden_layers
-        sizes = Sizes(num_hidden_layers=layers, n_routed_experts=CONFIG.n_routed_experts)
+        sizes = Sizes(num_hidden_layers=self.layers, n_routed_experts=CONFIG.n_routed_experts)
         schedule = Schedule(batch=2 * self.ranks * ROWS, first_batch=0)
         return Config(micro_batch=ROWS, sizes=sizes, schedule=schedule, parallel=self.parallel)
 
@@ -118,13 +124,13 @@ def named(pieces: list[dict[str, np.ndarray]], model: DeepSeekModel) -> dict[str
 
 def measure(case: Case, ranks: Any) -> dict[str, Any]:
     """On rank 0: losses, gradients, weights and the state of the optimizer at the end, and what ranks count."""
-    ranks.sent = 0
+    ranks.trace.sent = 0
     crew = Crew(case.config, ranks)
     seen = go(case, crew)
     crew.fetch(moments=True)
     copies = {part.name: part.data.tobytes() for part in crew.model.published()}
     moments = sum(array.nbytes for array in crew.optimizer.inner.state_dict().values())
-    told = (seen["gradients"], copies, crew.executor.most_alive, moments, ranks.sent)
+    told = (seen["gradients"], copies, crew.executor.most_alive, moments, ranks.trace.sent)
     every = ranks.everybody(told, "the results of a test")
     together = [each for _, each, *_ in every]
     layout = crew.layout
@@ -183,13 +189,18 @@ def cases(ranks: int) -> dict[str, Case]:
             ranks, replace(both, pipeline="zb1p", expert_ranks=1, shard_optimizer=True)
         )
         found["experts on nodes"] = Case(ranks, Parallel(expert_ranks=4, expert_nodes=2))
+    if ranks >= 8:
+        found["pipeline x experts x data, copies, shares"] = Case(
+            ranks, replace(both, redundant_experts=2, shard_optimizer=True), steps=3
+        )
+    found["dualpipe, 50 steps"] = replace(found["dualpipe"], steps=50)
     return found
 
 
 def main() -> int:
-    """All cases, or those that are named; the results of rank 0 into a file."""
+    """The cases that are named; the results of rank 0 into a file."""
     ranks, path, *names = world(), *sys.argv[1:]
-    chosen = {name: case for name, case in cases(ranks.size).items() if name in names or not names}
+    chosen = {name: cases(ranks.size)[name] for name in names}
     results = {name: measure(case, ranks) for name, case in chosen.items()}
     if ranks.rank == 0:
         with open(path, "wb") as file:

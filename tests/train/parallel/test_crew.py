@@ -1,0 +1,92 @@
+"""Ranks compute what one process does: losses, every gradient, weights and moments, in float64."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+import tinygrad_ds as tg
+from tests.train.parallel.jobs import alone, cases
+from tests.train.parallel.launching import finish, start
+
+pytestmark = pytest.mark.mpi
+PIPELINES = ["gpipe", "one_f_one_b", "zb1p", "dualpipe", "dualpipe_v"]
+QUICK = {
+    2: [name for name in cases(2) if "steps" not in name],
+    4: [*PIPELINES, "pipeline x experts, copies, shares"],
+}
+
+
+def on_ranks(ranks, names, folder):
+    """The results of the cases, by name."""
+    path = folder / "results.pickle"
+    code, _, errors = finish(start(ranks, "-m", "tests.train.parallel.jobs", path, *names), 500)
+    assert code == 0, errors
+    return pickle.loads(path.read_bytes())
+
+
+def one_process(case, memory):
+    """The same without ranks; cases that differ only in ranks are the same then."""
+    key = (case.ranks, case.layers, case.tied, case.muon, case.mtp_weight, case.steps)
+    if key not in memory:
+        with tg.using(kernels="reference"):
+            memory[key] = alone(case)
+    return memory[key]
+
+
+def worst(ours, theirs):
+    """The largest error of any array, relative to its largest entry; the names must be the same."""
+    assert ours.keys() == theirs.keys()
+    return max(
+        np.abs(ours[name] - value).max() / max(np.abs(value).max(), 1e-30) for name, value in theirs.items()
+    )
+
+
+def compare(ranks, names, folder, tolerance=1e-12):
+    memory = {}
+    for name, ours in on_ranks(ranks, names, folder).items():
+        theirs = one_process(cases(ranks)[name], memory)
+        assert worst(ours["gradients"], theirs["gradients"]) < 1e-12, name
+        assert worst(ours["weights"], theirs["weights"]) < tolerance, name
+        assert worst(ours["state"], theirs["state"]) < tolerance, name
+        for mine, other in zip(ours["losses"], theirs["losses"], strict=True):
+            del mine["seconds"], other["seconds"]
+            assert mine == pytest.approx(other, rel=tolerance), name
+            other["seconds"] = 0.0
+        for mine, other in zip(ours["loads"], theirs["loads"], strict=True):
+            assert all((mine[layer] == load).all() for layer, load in other.items()), name
+        assert ours["alike"], f"{name}: ranks that hold the same tensor hold different numbers"
+        assert ours["alive"] == ours["planned"], name
+    return ours
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_compute_what_one_process_does(ranks, tmp_path):
+    """Every schedule, with experts, MTP, balance loss, embedding and head on different ranks; and the rest."""
+    compare(ranks, QUICK[ranks], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [4, 8])
+def test_many_ranks_too(ranks, tmp_path):
+    """Pipeline x experts x data among them."""
+    compare(ranks, [name for name in cases(ranks) if "steps" not in name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_loss_curve_of_fifty_steps(ranks, tmp_path):
+    """Rounding differs, and training makes a little more of it."""
+    last = compare(ranks, ["dualpipe, 50 steps"], tmp_path, tolerance=1e-9)
+    assert last["losses"][-1]["loss"] < 0.9 * last["losses"][0]["loss"]
+
+
+def test_shares_of_the_optimizer_are_smaller_by_the_number_of_ranks(tmp_path):
+    """ZeRO-1: all holders of a tensor together keep its moments once."""
+    names = ["data", "data, shares", "dualpipe", "dualpipe, shares"]
+    results = on_ranks(2, names, tmp_path)
+    for name in ("data", "dualpipe"):
+        whole, shared = (results[each]["moments"] for each in (name, f"{name}, shares"))
+        assert sum(shared) == pytest.approx(sum(whole) / 2, rel=1e-3)
+        assert max(shared) < 1.1 * min(shared)
+        assert max(results[f"{name}, shares"]["sent"]) < max(results[name]["sent"])

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.errors import UserError
+from train.parallel.placement import Hosts, busiest, pack, place_experts, rank_loads, replicate
+
+
+@st.composite
+def problems(draw):
+    """Loads, and hosts that fit them."""
+    nodes, per_node = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    groups, size = nodes * draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    ranks, experts = nodes * per_node, groups * size
+    slots = draw(st.integers(-(-experts // ranks), experts // nodes))  # of a rank: at most its node's experts
+    loads = np.array(draw(st.lists(st.integers(0, 1000), min_size=experts, max_size=experts)), dtype=float)
+    return loads, Hosts(ranks, nodes, slots * ranks - experts), groups
+
+
+@given(problems())
+def test_every_expert_has_a_place_and_no_rank_has_one_twice(problem):
+    loads, hosts, groups = problem
+    placement = place_experts(loads, hosts, groups)
+    slots = (len(loads) + hosts.redundant) // hosts.ranks
+    assert [len(experts) for experts in placement] == [slots] * hosts.ranks
+    assert {e for experts in placement for e in experts} == set(range(len(loads)))
+    assert all(len(set(experts)) == slots for experts in placement)
+    np.testing.assert_allclose(rank_loads(loads, placement).sum(), loads.sum())
+    node_of: dict[int, int] = {}
+    for rank, experts in enumerate(placement):
+        node = rank // (hosts.ranks // hosts.nodes)
+        assert all(node_of.setdefault(e // (len(loads) // groups), node) == node for e in experts)
+
+
+def test_copies_even_out_what_placing_alone_cannot():
+    """One expert with half of all tokens: on any rank it is too much for one, but not for two."""
+    loads = np.array([700.0, 100, 100, 100, 100, 100, 100, 100])
+    numbered = [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert busiest(loads, numbered) == pytest.approx(800 / 350)
+    assert busiest(loads, place_experts(loads, Hosts(4))) == pytest.approx(800 / 350)
+    assert busiest(loads, place_experts(loads, Hosts(4, redundant=4))) < 1.25
+
+
+def test_placing_evens_out_uneven_loads():
+    loads = np.array([8.0, 7, 6, 5, 4, 3, 2, 1])
+    assert busiest(loads, [[0, 1], [2, 3], [4, 5], [6, 7]]) == pytest.approx(15 / 9)
+    assert busiest(loads, place_experts(loads, Hosts(4))) == 1.0
+
+
+def test_copies_go_to_who_is_busiest_and_no_further_than_ranks():
+    assert replicate(np.array([6.0, 1.0, 3.0]), 3, limit=4) == [3, 1, 2]
+    assert replicate(np.array([6.0, 0.0]), 2, limit=2) == [2, 2]
+
+
+def test_packing_moves_an_item_where_a_kind_would_meet_itself():
+    """Three of kind 0 need three packs, whatever is lightest."""
+    kinds = [1, 2, 0, 0, 0, 3]
+    packs = pack(np.array([9.0, 9.0, 1.0, 1.0, 1.0, 0.0]), 3, kinds)
+    assert all(len({kinds[i] for i in items}) == 2 for items in packs)
+
+
+@pytest.mark.parametrize(
+    ("experts", "hosts", "sentence"),
+    [
+        (8, Hosts(3), "8 experts and 0 copies make 8, which 3 ranks cannot share evenly"),
+        (8, Hosts(4, nodes=3), "4 ranks with experts cannot be 3 equal nodes"),
+        (2, Hosts(2, redundant=4), "redundant_experts is 4, .* at most 2"),
+        (4, Hosts(4, nodes=2, redundant=8), "redundant_experts is 8, .* at most 4"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(experts, hosts, sentence):
+    with pytest.raises(UserError, match=sentence):
+        place_experts(np.ones(experts), hosts, n_group=2)
