@@ -44,52 +44,63 @@ class Case:
     touched: float | None = None
 
 
-def primitive_cases() -> dict[str, Case]:
-    """One for every primitive that has a twin."""
+def primitive_cases() -> dict[str, Callable[[], Case]]:
+    """What makes a case, for every primitive that has a twin."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
 
-    angles = draw(TIME, 8)
+    def angles() -> list[np.ndarray]:
+        turns = draw(TIME, 8)
+        return [np.cos(turns), np.sin(turns)]
+
+    def targets() -> np.ndarray:
+        return rng.integers(0, VOCAB, TOKENS)
+
     chosen = np.sort(rng.permuted(np.tile(np.arange(EXPERTS), (TOKENS, 1)), axis=1)[:, :CHOSEN], axis=1)
     offsets, position = expert_order(chosen, num_experts=EXPERTS)
-    rows = TOKENS * CHOSEN
-    heads = BATCH, HEADS, TIME
+    rows, heads = TOKENS * CHOSEN, (BATCH, HEADS, TIME)
     product = 3 * 2 * rows * HIDDEN  # FLOP of a grouped product, for each of its outputs
     table = 4 * HIDDEN * (4 * TOKENS + VOCAB)  # rows read and written twice, and the table of the gradient
     return {
-        "attention": Case(
+        "attention": lambda: Case(
             [draw(*heads, 48), draw(*heads, 48), draw(*heads, 32)],
             flop=3 * 2 * BATCH * HEADS * TIME * TIME * (48 + 32) / 2,  # the masked half is skipped
         ),
-        "combine": Case([draw(rows, HIDDEN), draw(TOKENS, CHOSEN), position]),
-        "concatenate": Case([draw(BATCH, TIME, HEADS, 32), draw(BATCH, TIME, HEADS, 16)], {"axis": -1}),
-        "cross_entropy": Case([draw(TOKENS, VOCAB), rng.integers(0, VOCAB, TOKENS)]),
-        "dispatch": Case([draw(TOKENS, HIDDEN), chosen], {"num_experts": EXPERTS}),
-        "embedding": Case([draw(VOCAB, HIDDEN), rng.integers(0, VOCAB, TOKENS)], touched=table),
-        "experts_in": Case(
+        "combine": lambda: Case([draw(rows, HIDDEN), draw(TOKENS, CHOSEN), position]),
+        "concatenate": lambda: Case(
+            [draw(BATCH, TIME, HEADS, 32), draw(BATCH, TIME, HEADS, 16)], {"axis": -1}
+        ),
+        "cross_entropy": lambda: Case([draw(TOKENS, VOCAB), targets()]),
+        "dispatch": lambda: Case([draw(TOKENS, HIDDEN), chosen], {"num_experts": EXPERTS}),
+        "embedding": lambda: Case([draw(VOCAB, HIDDEN), targets()], touched=table),
+        "experts_in": lambda: Case(
             [draw(TOKENS, HIDDEN), draw(EXPERTS, 2 * WIDTH, HIDDEN), position, offsets],
             flop=product * 2 * WIDTH,
         ),
-        "experts_out": Case(
+        "experts_out": lambda: Case(
             [draw(rows, 2 * WIDTH), draw(TOKENS, CHOSEN), draw(EXPERTS, HIDDEN, WIDTH), position, offsets],
             flop=product * WIDTH,
         ),
-        "grouped_linear": Case(
+        "fp8_linear": lambda: Case(
+            [draw(TOKENS, HIDDEN), draw(4 * WIDTH, HIDDEN)], flop=3 * 2 * TOKENS * HIDDEN * 4 * WIDTH
+        ),
+        "grouped_linear": lambda: Case(
             [draw(rows, HIDDEN), draw(EXPERTS, 2 * WIDTH, HIDDEN), offsets], flop=product * 2 * WIDTH
         ),
-        "linear_cross_entropy": Case(
-            [draw(TOKENS, HIDDEN), draw(VOCAB, HIDDEN) / 16, rng.integers(0, VOCAB, TOKENS)],
+        "linear_cross_entropy": lambda: Case(
+            [draw(TOKENS, HIDDEN), draw(VOCAB, HIDDEN) / np.float32(16), targets()],
             flop=3 * 2 * TOKENS * HIDDEN * VOCAB,
         ),
-        "log_softmax": Case([draw(TOKENS, VOCAB)]),
-        "rmsnorm": Case([draw(TOKENS, HIDDEN), draw(HIDDEN)]),
-        "rope": Case([draw(BATCH, HEADS, TIME, 16), np.cos(angles), np.sin(angles)]),
-        "router_selection": Case([draw(TOKENS, EXPERTS), draw(EXPERTS)], ROUTER),
-        "softmax": Case([draw(TOKENS, VOCAB)]),
-        "split": Case([draw(BATCH, TIME, HEADS, 64)], {"sections": [32], "axis": -1}),
-        "swiglu": Case([draw(rows, WIDTH), draw(rows, WIDTH)]),
+        "log_softmax": lambda: Case([draw(TOKENS, VOCAB)]),
+        "quantize": lambda: Case([draw(TOKENS, HIDDEN)]),
+        "rmsnorm": lambda: Case([draw(TOKENS, HIDDEN), draw(HIDDEN)]),
+        "rope": lambda: Case([draw(BATCH, HEADS, TIME, 16), *angles()]),
+        "router_selection": lambda: Case([draw(TOKENS, EXPERTS), draw(EXPERTS)], ROUTER),
+        "softmax": lambda: Case([draw(TOKENS, VOCAB)]),
+        "split": lambda: Case([draw(BATCH, TIME, HEADS, 64)], {"sections": [32], "axis": -1}),
+        "swiglu": lambda: Case([draw(rows, WIDTH), draw(rows, WIDTH)]),
     }
 
 

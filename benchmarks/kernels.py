@@ -13,6 +13,7 @@ from benchmarks.conductor import spread
 from benchmarks.kernel_cases import Times, once, optimizer_calls, primitive_cases, token_call
 from benchmarks.limits import copy_seconds, decoding_bytes, read_bandwidth, sgemm_rate
 from benchmarks.speed import CASES, Say, case_name
+from tinygrad_ds.kernels.table import TWINS
 
 Call = Callable[[], Times]
 
@@ -55,9 +56,10 @@ def under(kernels: str, call: Call) -> Call:
 def measure(config: dict[str, Any], rounds: int, say: Say) -> dict[str, Any]:
     """Medians of both forms, their ratio, and the share of the limit: primitives, optimizer, decoding."""
     flop_rate, rows = sgemm_rate(), {}
-    for name, case in primitive_cases().items():
+    cases = primitive_cases()
+    for name in TWINS["cpu"]:
         say(name)
-        primitive = tg.primitives[name]
+        primitive, case = tg.primitives[name], cases[name]()
         twin = primitive.fused["cpu"]
         row = alternate(partial(once, twin, case), partial(once, primitive, case), rounds)
         if case.flop:
