@@ -140,3 +140,20 @@ def test_special_functions():
     close(special.gamma(cp.asarray(x[30:])), [gamma(v) for v in x[30:]], 1e-12)
     close(special.expit(cp.asarray(x)), 1 / (1 + np.exp(-x)), 1e-12)
     close(special.logsumexp(cp.asarray(x)), np.log(np.exp(x).sum()), 1e-12)
+
+
+# ---------------------------------------------------------------- what is counted
+
+def test_launches_and_copies_are_counted():
+    from tests import cupy_on_cpu
+    a = cp.arange(6, dtype='f')
+    cp.dot(a.reshape(2, 3), a.reshape(3, 2))
+    a + 1
+    before = cupy_on_cpu.counts()
+    a + 1
+    (a + 1).get()
+    cp.dot(a.reshape(2, 3), a.reshape(3, 2))
+    a.set(np.zeros(6, 'f'))
+    now = cupy_on_cpu.counts()
+    assert {name: now[name] - before[name] for name in now} == {
+        'launches': 2, 'products': 1, 'reads': 1, 'read_bytes': 24, 'writes': 1, 'written_bytes': 24}
