@@ -1,11 +1,15 @@
 """python -m lab: every command answers, and bad input gets one sentence and exit code 2."""
 
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
+import lab
 import tinygrad_ds as tg
-from lab.__main__ import main
+from lab.__main__ import main, parser
 from lab.exercises import LADDER
 
 
@@ -82,3 +86,14 @@ def test_exercises_are_written_and_graded(run, tmp_path):
 def test_unknown_commands_are_refused(run):
     code, out, err = run("explian", "exp")
     assert code == 2 and "explain" in err and out == ""
+
+
+def test_the_page_about_the_lab_names_commands_that_exist_and_prints_what_they_print(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "lab.md").read_text()
+    commands = re.findall(r"^python -m lab (.+)$", text, flags=re.MULTILINE)
+    assert {parser().parse_args(shlex.split(line)).run.__name__ for line in commands} >= {"exercise", "trace"}
+    assert {line.split()[0] for line in commands} == set(lab.__all__) - {"grade", "ladder"}
+    path = lab.exercise("softmax").path
+    empty = 'raise NotImplementedError("write me")'
+    path.write_text(path.read_text().replace(empty, "return (saved[0] * g,)"))
+    assert repr(lab.grade(path)).split("\n\nHint")[0] in text
