@@ -6,6 +6,8 @@
     python -m train generate runs/mine --prompt "The try statement"
     python -m train extend runs/mine --factor 4           rows four times as long, by YaRN
     python -m train compare-precision                     float32 against FP8 and variations of it
+    python -m train schedule dualpipe --ranks 8 --microbatches 20 --svg chart.svg
+    python -m train at-scale                              DeepSeek-V3's own training, predicted
     mpiexec -n 4 python -m train --pipeline dualpipe      the same training by four processes
 
 Settings come from --config FILE.toml and from flags, which win.
@@ -27,6 +29,7 @@ from train.config import DEMO, Config, Parallel
 from train.errors import UserError
 from train.parallel import launch
 from train.parallel.crew import make_team
+from train.pipeline import scale_report, show
 from train.progress import Display
 from train.tokenizer import Tokenizer
 from train.trainer import TrainingStopped
@@ -84,7 +87,8 @@ def attempt() -> int:
 
 def command(arguments: list[str]) -> None:
     """Choose between generating, extending, the demo and training."""
-    if arguments[:1] in (["generate"], ["extend"], ["compare-precision"]) and launch.under_mpiexec():
+    alone = (["generate"], ["extend"], ["compare-precision"], ["schedule"], ["at-scale"])
+    if arguments[:1] in alone and launch.under_mpiexec():
         raise UserError(f"{arguments[0]} is the work of one process: start it without mpiexec")
     if arguments[:1] == ["generate"]:
         write(tyro.cli(Generate, args=arguments[1:], prog="python -m train generate"))
@@ -93,6 +97,12 @@ def command(arguments: list[str]) -> None:
     elif arguments[:1] == ["compare-precision"]:
         asked = tyro.cli(precision_study.Study, args=arguments[1:], prog="python -m train compare-precision")
         precision_study.study(asked, Display)
+    elif arguments[:1] == ["schedule"]:
+        show.show(tyro.cli(show.Show, args=arguments[1:], prog="python -m train schedule"))
+    elif arguments[:1] == ["at-scale"]:
+        scale_report.report(
+            tyro.cli(scale_report.AtScale, args=arguments[1:], prog="python -m train at-scale")
+        )
     elif arguments[:1] == ["demo"]:
         begin(arguments[1:], DEMO, "python -m train demo")
     else:
