@@ -11,13 +11,14 @@ import sys
 COMMANDS = {
     "lab": "study, trace, check and practise every gradient by hand",
     "layers": "what a network has and costs, from its config or checkpoint",
+    "posttrain": "teach a trained network to reason, and distil it into smaller ones",
     "train": "train a small DeepSeek on text, and generate from it",
 }
 
 
 def usage() -> str:
     """The help text: one line for each command."""
-    lines = "".join(f"  {name:<10}{what}\n" for name, what in COMMANDS.items())
+    lines = "".join(f"  {name:<11}{what}\n" for name, what in COMMANDS.items())
     return f"usage: tinygrad-ds COMMAND [OPTIONS]\n\n{lines}\ntinygrad-ds COMMAND --help says more."
 
 
