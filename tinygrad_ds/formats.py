@@ -150,7 +150,12 @@ def random_bits(shape: tuple[int, ...], seed: int, like: Array) -> Array:
     """
     xp = namespace(like)
     place = xp.arange(int(np.prod(shape)), dtype=np.uint32)
-    return _hash(place + _hash(xp.full(1, seed & 0xFFFFFFFF, dtype=np.uint32))).reshape(shape)
+    return _hash(place + np.uint32(seed_bits(seed))).reshape(shape)
+
+
+def seed_bits(seed: int) -> int:
+    """Where the random bits of a seed begin."""
+    return int(_hash(np.array([seed & 0xFFFFFFFF], dtype=np.uint32))[0])
 
 
 def _hash(x: Array) -> Array:

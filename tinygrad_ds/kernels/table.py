@@ -10,9 +10,11 @@ TWINS: dict[str, dict[str, str]] = {
         "embedding": "indexing",
         "experts_in": "experts",
         "experts_out": "experts",
+        "fp8_linear": "fp8",
         "grouped_linear": "moe",
         "linear_cross_entropy": "head",
         "log_softmax": "activation",
+        "quantize": "quantize",
         "rmsnorm": "norm",
         "rope": "rope",
         "router_selection": "routing",
@@ -42,10 +44,12 @@ TWINS: dict[str, dict[str, str]] = {
 # The same for the functions of tinygrad_ds/inference.py.
 INFERENCE_TWINS: dict[str, dict[str, str]] = {
     "cpu": {
-        "latent_attention_step": "decoding",
         "linear_step": "decoding",
-        "mlp_step": "decoding",
-        "moe_step": "decoding",
+        "token_step": "decoding",
     },
-    "cuda": {},
+    "cuda": {
+        "count_numbers": "routing",
+        "expert_order": "routing",
+        "token_step": "decoding",
+    },
 }

@@ -5,11 +5,12 @@
     input gradient     g        1 x 128                  W          128 x 128            out
     weight gradient    g      128 x 1                    x          128 x 1              rows
 
-A tile must not be longer than 1 across the axis that is not summed over, or many rows would share the scale
-of one. So x is quantised along its channels in the forward and again, "re-tiled", along its rows for the
-weight gradient; for that, only its FP8 codes and scales are kept. Both factors stand on the grid of FP8,
-and their products are exact in float32: what is simulated is the rounding of factors and, if wished, of sums.
-What comes out, gradients of weights among it, is not rounded.
+A tile is one number wide across the axes over which is not summed: only so can a scale be taken out of the
+sum. (W is the exception, a compromise that makes its blocks the same both ways.) So x is quantised along its
+channels in the forward and again, "re-tiled", along its rows for the weight gradient; for that, only its FP8
+codes and scales are kept. Both factors stand on the grid of FP8, scaled back, in float32: what is simulated
+is the rounding of factors and, if wished, of sums (ops/accumulation.py). Nothing that comes out is rounded,
+weight gradients among it.
 """
 
 from typing import NamedTuple
@@ -23,9 +24,12 @@ from tinygrad_ds.ops.matmul import check_inputs
 from tinygrad_ds.ops.quantize import SIDE, Tile, as_matrix, dequantize, quantize
 from tinygrad_ds.primitive import primitive
 
+# Which random numbers a rounding takes: each its own, but W the same ones in forward and backward.
+X, WEIGHT, G, X_AGAIN, G_AGAIN, CACHE = range(6)
+
 
 class Recipe(NamedTuple):
-    """The options of an FP8 product."""
+    """The options of an FP8 product; see `fp8_linear`."""
 
     format: str
     gradient_format: str
@@ -36,19 +40,48 @@ class Recipe(NamedTuple):
     accumulation: str
     promote_every: int | None
 
-    def tile(self, kind: str) -> Tile:
-        """The tiles "across" (1 x 128) a row, "down" (128 x 1) a column, or of a "block"."""
-        if self.side is None:
-            return None
-        return {"across": (1, self.side), "down": (self.side, 1), "block": (self.side, self.side)}[kind]
+    @property
+    def across(self) -> Tile:
+        """The tiles of a factor whose rows are summed over: 1 x side."""
+        return None if self.side is None else (1, self.side)
+
+    @property
+    def down(self) -> Tile:
+        """The tiles of a factor whose columns are summed over: side x 1."""
+        return None if self.side is None else (self.side, 1)
+
+    @property
+    def block(self) -> Tile:
+        """The tiles of a weight."""
+        return None if self.side is None else (self.side, self.side)
+
+    def rounding(self, which: int, expert: int = 0) -> int | None:
+        """The seed of one rounding among those of a call."""
+        return None if self.seed is None else self.seed * 8 + which + expert * 0x9E3779B1
 
     def multiply(self, a: Array, b: Array) -> Array:
         """a b with the sums of this recipe."""
         return multiply(a, b, self.accumulation, self.promote_every)
 
 
-# Which random numbers a rounding takes: its own, and the weight the same in forward and backward.
-X, WEIGHT, G, X_AGAIN, G_AGAIN, CACHE = range(6)
+def make_recipe(
+    format: str,
+    gradient_format: str,
+    cache_format: str | None,
+    side: int | None,
+    power_of_two: bool,
+    seed: int | None,
+    accumulation: str,
+    promote_every: int | None,
+) -> Recipe:
+    """The options of a call, checked. Raises ValueError for those that are none."""
+    cache_format = cache_format or format
+    for name in (format, gradient_format, cache_format):
+        find_format(name)
+    check_accumulation(accumulation, promote_every)
+    return Recipe(
+        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
+    )
 
 
 class Cached(NamedTuple):
@@ -61,12 +94,11 @@ class Cached(NamedTuple):
 class Fp8LinearSaved(NamedTuple):
     """What both halves of the derivative need."""
 
-    cached: Cached
+    x: Cached
     weight: Array  # (out, in)
     bias: Form | None
-    x: Form
+    form: Form  # of x
     recipe: Recipe
-    infinities: Array  # () int64: how many in x became the largest number
 
 
 @primitive(weights=(1, 2))
@@ -84,7 +116,7 @@ def fp8_linear(
     accumulation="float32",
     promote_every=SIDE,
 ):
-    """y = Q(x) Q(W)^T + b: each factor quantised, multiplied and scaled back.
+    """y = Q(x) Q(W)^T + b, Q being what quantising leaves of a factor.
 
     x (..., in), weight (out, in), bias (out,) or none -> y (..., out).
     format: that of x and W; gradient_format: that of the gradient that arrives; cache_format: that in which x
@@ -96,21 +128,19 @@ def fp8_linear(
     all NaN.
     """
     check_inputs(x, weight)
-    check_accumulation(accumulation, promote_every)
-    find_format(gradient_format)
-    recipe = Recipe(
-        format, gradient_format, cache_format or format, side, power_of_two, seed, accumulation, promote_every
+    recipe = make_recipe(
+        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
     )
     rows = as_matrix(x)
-    quantised, infinities = _quantise(rows, format, "across", recipe, X)
-    cached = _cache(rows, recipe)
-    y = recipe.multiply(quantised, _quantise_weight(weight, recipe).T)
-    y = y.reshape(*x.shape[:-1], weight.shape[0])
+    y = recipe.multiply(
+        quantised(rows, format, recipe.across, recipe, recipe.rounding(X)),
+        quantised_weight(weight, recipe).T,
+    ).reshape(*x.shape[:-1], weight.shape[0])
     if bias is not None:
         y = y + bias
     y = y.astype(result_type([x, weight], []), copy=False)
-    saved = Fp8LinearSaved(cached, weight, None if bias is None else form(bias), form(x), recipe, infinities)
-    return y, saved
+    kept = None if bias is None else form(bias)
+    return y, Fp8LinearSaved(cached(rows, recipe), weight, kept, form(x), recipe)
 
 
 @fp8_linear.backward_input
@@ -119,14 +149,14 @@ def fp8_linear_backward_input(saved, g):
 
     y_o = sum_i Q(W)_oi Q(x)_i + b_o. Straight through Q (see `quantize_backward`), dQ(x)_i/dx_i = 1, so
         dL/dx_i = sum_o g_o Q(W)_oi,   that is   dL/dx = g Q(W),
-    exact so far: it is the derivative of y with the W that was used. But this product runs in FP8 too, with
+    exact so far: the derivative of y with the W that was used. But this product runs in FP8 too,
         dL/dx = Q(g) Q(W),
-    and g is quantised along out, over which is summed: an error of its own, of mean 0 but for underflow.
+    with g quantised along out, over which is summed: an error of its own, of mean 0 but for underflow.
     """
-    g = as_matrix(g)
-    quantised, _ = _quantise(g, saved.recipe.gradient_format, "across", saved.recipe, G)
-    grad = saved.recipe.multiply(quantised, _quantise_weight(saved.weight, saved.recipe))
-    grad_x = fit(grad.reshape(saved.x.shape), saved.x)
+    recipe, rows = saved.recipe, as_matrix(g)
+    sent = quantised(rows, recipe.gradient_format, recipe.across, recipe, recipe.rounding(G))
+    grad = recipe.multiply(sent, quantised_weight(saved.weight, recipe))
+    grad_x = fit(grad.reshape(saved.form.shape), saved.form)
     return (grad_x, None) if saved.bias is None else (grad_x, None, None)
 
 
@@ -137,16 +167,15 @@ def fp8_linear_backward_weight(saved, g):
     Straight through Q(W), dL/dW_oi = sum_n g_no Q(x)_ni, that is g^T Q(x). Now the sum runs over rows, and
     both factors are quantised along them, x from what the cache kept of it, Qc(x):
         dL/dW = Q'(g)^T Q'(Qc(x)),    Q' with tiles of 128 rows and one column.
-    So x was rounded twice. With scales that are powers of two, values and codes differ by a shift of the
-    exponent and the second rounding changes only what falls below the grid of the new tile.
+    So x was rounded twice. Where scales are powers of two the second rounding changes only what falls below
+    the grid of the new tile, for to divide by another power of two moves the exponent alone.
         dL/db_o = sum_n g_no          no product, so nothing is rounded
     """
-    recipe = saved.recipe
-    g_rows = as_matrix(g)
-    quantised, _ = _quantise(g_rows, recipe.gradient_format, "down", recipe, G_AGAIN)
-    x = _from_cache(saved.cached, recipe, g_rows.dtype)
-    again, _ = _quantise(x, recipe.format, "down", recipe, X_AGAIN)
-    grad_weight = fit(recipe.multiply(quantised.T, again), saved.weight)
+    recipe, rows = saved.recipe, as_matrix(g)
+    sent = quantised(rows, recipe.gradient_format, recipe.down, recipe, recipe.rounding(G_AGAIN))
+    x = from_cache(saved.x, recipe, rows.dtype)
+    again = quantised(x, recipe.format, recipe.down, recipe, recipe.rounding(X_AGAIN))
+    grad_weight = fit(recipe.multiply(sent.T, again), saved.weight)
     return (None, grad_weight) if saved.bias is None else (None, grad_weight, fit(g, saved.bias))
 
 
@@ -154,48 +183,35 @@ def fp8_linear_backward_weight(saved, g):
 def fp8_linear_surrogate(saved, g, x, weight, bias=None, **_):
     """L = Q(g) . x Q(W)^T + Q'(g) . Q'(Qc(x)) W^T + g . b with the Q of each as they were."""
     recipe, rows = saved.recipe, as_matrix(g)
-    across, _ = _quantise(rows, recipe.gradient_format, "across", recipe, G)
-    down, _ = _quantise(rows, recipe.gradient_format, "down", recipe, G_AGAIN)
-    again, _ = _quantise(
-        _from_cache(saved.cached, recipe, rows.dtype), recipe.format, "down", recipe, X_AGAIN
-    )
-    terms = across * (as_matrix(x) @ _quantise_weight(saved.weight, recipe).T) + down * (again @ weight.T)
+    across = quantised(rows, recipe.gradient_format, recipe.across, recipe, recipe.rounding(G))
+    down = quantised(rows, recipe.gradient_format, recipe.down, recipe, recipe.rounding(G_AGAIN))
+    kept = from_cache(saved.x, recipe, rows.dtype)
+    again = quantised(kept, recipe.format, recipe.down, recipe, recipe.rounding(X_AGAIN))
+    terms = across * (as_matrix(x) @ quantised_weight(saved.weight, recipe).T) + down * (again @ weight.T)
     return terms if bias is None else terms + rows * bias
 
 
-def _quantise(rows: Array, format: str, kind: str, recipe: Recipe, stream: int) -> tuple[Array, Array]:
-    """Q(rows): quantised and scaled back; and the number of infinities in rows."""
-    tile = recipe.tile(kind)
-    given, _ = quantize.forward(
-        rows, format=format, tile=tile, power_of_two=recipe.power_of_two, seed=_stream(recipe, stream)
-    )
-    return dequantize.forward(given.values, given.scales, tile=tile)[0], given.infinities
+def quantised(rows: Array, format: str, tile: Tile, recipe: Recipe, seed: int | None) -> Array:
+    """Q(rows): on the grid of the format, and scaled back."""
+    given, _ = quantize.forward(rows, format=format, tile=tile, power_of_two=recipe.power_of_two, seed=seed)
+    return dequantize.forward(given.values, given.scales, tile=tile)[0]
 
 
-def _quantise_weight(weight: Array, recipe: Recipe) -> Array:
+def quantised_weight(weight: Array, recipe: Recipe, expert: int = 0) -> Array:
     """Q(W) (out, in), the same each time."""
-    return _quantise(weight, recipe.format, "block", recipe, WEIGHT)[0]
+    return quantised(weight, recipe.format, recipe.block, recipe, recipe.rounding(WEIGHT, expert))
 
 
-def _cache(rows: Array, recipe: Recipe) -> Cached:
+def cached(rows: Array, recipe: Recipe) -> Cached:
     """The codes and scales of x that are kept: those of the forward product, if the format is the same."""
-    stream = X if recipe.cache_format == recipe.format else CACHE
+    seed = recipe.rounding(X if recipe.cache_format == recipe.format else CACHE)
     given, _ = quantize.forward(
-        rows,
-        format=recipe.cache_format,
-        tile=recipe.tile("across"),
-        power_of_two=recipe.power_of_two,
-        seed=_stream(recipe, stream),
+        rows, format=recipe.cache_format, tile=recipe.across, power_of_two=recipe.power_of_two, seed=seed
     )
     return Cached(encode(given.values, recipe.cache_format), given.scales)
 
 
-def _from_cache(cached: Cached, recipe: Recipe, dtype: str) -> Array:
+def from_cache(kept: Cached, recipe: Recipe, dtype: str) -> Array:
     """x (N, in) as the cache kept it."""
-    values = decode(cached.codes, recipe.cache_format, dtype)
-    return dequantize.forward(values, cached.scales.astype(dtype), tile=recipe.tile("across"))[0]
-
-
-def _stream(recipe: Recipe, stream: int) -> int | None:
-    """The seed of one rounding among those of a call."""
-    return None if recipe.seed is None else recipe.seed * 8 + stream
+    values = decode(kept.codes, recipe.cache_format, dtype)
+    return dequantize.forward(values, kept.scales.astype(dtype), tile=recipe.across)[0]

@@ -28,8 +28,8 @@ def _bits_read_as(results: dict) -> Any:
     return read
 
 
-_as_whole = _bits_read_as(_WHOLE)
-_as_real = _bits_read_as({whole: real for real, whole in _WHOLE.items()})
+as_whole = _bits_read_as(_WHOLE)
+as_real = _bits_read_as({whole: real for real, whole in _WHOLE.items()})
 
 
 def exp(x):
@@ -69,7 +69,7 @@ def _exp_for(real: Any, whole: Any, mantissa: int, degree: int, ln2_head: float,
         e = first
         for coefficient in others:
             e = e * r + coefficient
-        e = _as_real(whole(_as_whole(e) + (_as_whole(shifted) << shift)))  # k goes into the exponent
+        e = as_real(whole(as_whole(e) + (as_whole(shifted) << shift)))  # k goes into the exponent
         return zero if x < lowest else e
 
     return exp
@@ -82,9 +82,9 @@ def _largest_for(whole: Any) -> Callable:
     def largest(row):
         top = whole(smallest)
         for i in range(row.shape[0]):
-            bits = _as_whole(row[i])
+            bits = as_whole(row[i])
             top = max(top, whole(bits ^ ((bits >> sign) & others)))
-        return _as_real(whole(top ^ ((top >> sign) & others)))
+        return as_real(whole(top ^ ((top >> sign) & others)))
 
     return largest
 
