@@ -100,6 +100,20 @@ def test_nan_stays_in_its_own_row():
     assert np.array_equal(spoilt, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_the_last_query_does_not_see_spoils_nothing(dtype):
+    """A hidden key whose score is e^(10^4) times the largest that is seen: lanes that wait see it no more."""
+    q, k, v, g = (draw(1, 1, 3, 4, seed=seed, dtype=dtype) for seed in range(4))
+    q[0, 0, 2] = 1.0
+    k[0, 0, 0] = 5000.0
+    options = {"first": np.array([[0, 0, 1]])}
+    given = both_passes(tg.attention.fused["cpu"], (q, k, v), g, options)
+    expected = both_passes(tg.attention, (q, k, v), g, options)
+    for a, b in zip(given, expected):
+        assert np.isfinite(a).all()
+        close(a, b, 5e-6)
+
+
 @pytest.mark.parametrize("kernel", [fused._attend_all, fused._differentiate_all])
 def test_no_float64_arithmetic_anywhere_in_the_float32_kernel(kernel):
     compiled = numba.njit(f"void{kernel.signature.replace('T', 'float32')}")(kernel.function)
