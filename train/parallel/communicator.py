@@ -44,37 +44,41 @@ class Pending:
         return self.seen is not None
 
 
+class Post:
+    """What is under way from and to a rank; and its patience, seconds until it says what it waits for."""
+
+    def __init__(self) -> None:
+        self.patience = 60.0
+        self.flying: list[Pending] = []
+        self.trace = Trace()
+
+
 class Communicator:
     """Some of the ranks of a run, numbered from 0; `numbers` are theirs among all.
 
-    patience: seconds that a rank waits before it gives up and says for what.
+    post: what all communicators of a rank share.
     """
 
-    def __init__(self, mpi: Any, *, patience: float = 60.0, numbers: Sequence[int] | None = None) -> None:
+    def __init__(self, mpi: Any, numbers: Sequence[int] | None = None, post: Post | None = None) -> None:
         self.mpi, self.rank, self.size = mpi, mpi.Get_rank(), mpi.Get_size()
         self.numbers = list(range(self.size)) if numbers is None else list(numbers)
-        self.trace = Trace()
-        self.patience = patience
-        self.flying: list[Pending] = []
+        self.post = post or Post()
+        self.trace = self.post.trace
 
     def part(self, ranks: Sequence[int]) -> "Communicator":
         """A communicator of some of these ranks, in this order. They all call this, and nobody else."""
         group = self.mpi.Get_group().Incl(list(ranks))
-        other = Communicator(
-            self.mpi.Create_group(group), patience=self.patience, numbers=[self.numbers[r] for r in ranks]
-        )
-        other.trace, other.flying = self.trace, self.flying
-        return other
+        return Communicator(self.mpi.Create_group(group), [self.numbers[r] for r in ranks], self.post)
 
     def begin(self, request: Any, what: str, *buffers: Array) -> Pending:
         """Note what is under way, for whoever asks after it."""
         pending = Pending(request, what, buffers, self.trace)
-        self.flying.append(pending)
+        self.post.flying.append(pending)
         return pending
 
     def progress(self) -> None:
         """Ask after all that is under way, so that it goes on."""
-        self.flying[:] = [pending for pending in self.flying if not pending.test()]
+        self.post.flying = [pending for pending in self.post.flying if not pending.test()]
 
     def wait(self, pending: Pending) -> None:
         """Return when it is complete. Raises Stalled after `patience` seconds."""
@@ -85,31 +89,31 @@ class Communicator:
                 os.sched_yield()
                 continue
             sleep(NAP)
-            if monotonic() - began > self.patience:
+            if monotonic() - began > self.post.patience:
                 raise Stalled(
-                    f"rank {self.numbers[self.rank]} has waited {self.patience:.0f} seconds for "
+                    f"rank {self.numbers[self.rank]} has waited {self.post.patience:g} seconds for "
                     f"{pending.what}: a rank is stuck, or --timeout is too short"
                 )
-        self.flying[:] = [other for other in self.flying if other is not pending]
+        self.post.flying = [other for other in self.post.flying if other is not pending]
 
     @contextmanager
     def patient(self) -> Iterator[None]:
         """For what may take long and is no part of a step, such as reading text: ten times the patience."""
-        usual, self.patience = self.patience, self.patience * LONG
+        usual, self.post.patience = self.post.patience, self.post.patience * LONG
         try:
             yield
         finally:
-            self.patience = usual
+            self.post.patience = usual
 
     def send(self, array: Array, to: int, tag: int, what: str) -> Pending:
         """Begin to send. The array must stay as it is until that is complete."""
         array = namespace(array).ascontiguousarray(array)
         self.trace.sent += array.nbytes
-        return self.begin(self.mpi.Isend(array, to, tag), f"{what} to rank {self.numbers[to]}", array)
+        return self.begin(self.mpi.Isend(array, to, tag), what, array)
 
     def receive(self, into: Array, source: int, tag: int, what: str) -> Pending:
         """Begin to receive into a contiguous array."""
-        return self.begin(self.mpi.Irecv(into, source, tag), f"{what} from rank {self.numbers[source]}", into)
+        return self.begin(self.mpi.Irecv(into, source, tag), what, into)
 
     def add_up(self, array: Array, what: str) -> Array:
         """The sum over all ranks, the same bits everywhere."""

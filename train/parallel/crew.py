@@ -1,6 +1,7 @@
 """Several ranks as one who trains: a part of the network on each, their gradients, their judge and scribe."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -112,8 +113,8 @@ class Crew(Team):
         self.hosts = Hosts(settings.expert_ranks, settings.expert_nodes, settings.redundant_experts)
         check(config.sizes.n_routed_experts, self.hosts, config.sizes.n_group)
         check_batches(config, self.layout)
-        ranks.patience = config.parallel.timeout
-        self.speaks = ranks.rank == 0
+        ranks.post.patience = config.parallel.timeout
+        self.speaks, self.began = ranks.rank == 0, False
         self.loads: dict[str, np.ndarray] = {}
 
     def first_alone(self, work: Callable[[], Any], what: str) -> Any:
@@ -154,8 +155,9 @@ class Crew(Team):
 
     def gradients(self, model: DeepSeekModel, work: Work, loss: Loss, state: State) -> dict[str, float]:
         """The loss of the whole batch with its parts; its gradient, or a share of it, in the leaves."""
-        with state.phase("passes"):
-            parts = list(work.parts[self.layout.line :: self.layout.lines])
+        parts = list(work.parts[self.layout.line :: self.layout.lines])
+        with state.phase("passes"), nullcontext() if self.began else self.ranks.patient():
+            self.began = True  # the first step may compile kernels
             own = self.executor.run(parts, work.count, loss)
         with state.phase("sums over ranks"):
             moes = model.moe_layers()

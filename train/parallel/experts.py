@@ -1,6 +1,6 @@
 """Expert parallelism: every rank holds some experts, and rows travel to the experts of their tokens.
 
-    attention | dispatch: choose, sort rows by expert, send | experts: feed forward | combine: send back, add up
+    attention | dispatch: choose, sort rows, send | experts: feed forward | combine: send back, add up
 
 Rows go by all-to-all, forward and backward, and nobody waits for them without doing something else: see
 train/pipeline/interleave.py.

@@ -7,9 +7,10 @@ import traceback
 from collections.abc import Callable
 from functools import cache
 from time import monotonic, sleep
+from typing import NoReturn
 
 from train.errors import UserError
-from train.parallel.communicator import LONG, Communicator
+from train.parallel.communicator import LONG, Communicator, Stalled
 
 # What launchers tell their processes: MPICH and Intel MPI, Open MPI, Slurm with PMIx.
 MARKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
@@ -52,16 +53,25 @@ def together(work: Callable[[], int]) -> int:
         code = work()
     except SystemExit as leave:  # of the parser of arguments, which has said why
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except Stalled as stalled:
+        print(stalled, file=errors, flush=True)
+        sleep(1.0)  # so that all that wait have said for what
+        end_all(ranks, 1)
     except BaseException:
         print(f"rank {ranks.rank} of {ranks.size} failed:\n{traceback.format_exc()}", file=errors, flush=True)
-        ranks.mpi.Abort(1)
-        raise
+        end_all(ranks, 1)
     request, began = goodbye.Ibarrier(), monotonic()
-    limit = GRACE if code else ranks.patience * LONG
+    limit = GRACE if code else ranks.post.patience * LONG
     while not request.Test():
         if monotonic() - began > limit:
             why = said.getvalue().strip() or f"the others did not come to an end within {limit:.0f} seconds"
             print(f"rank {ranks.rank} of {ranks.size}: {why}", file=errors, flush=True)
-            ranks.mpi.Abort(code or 1)
+            end_all(ranks, code or 1)
         sleep(0.01)
     return code
+
+
+def end_all(ranks: Communicator, code: int) -> NoReturn:
+    """End all ranks, this one included, with this exit code."""
+    ranks.mpi.Abort(code)
+    os._exit(code)  # some Aborts return, and the launcher ends this process a moment later

@@ -63,8 +63,8 @@ def check(experts: int, hosts: Hosts, n_group: int) -> None:
     most = experts * (hosts.ranks // nodes_used(hosts, n_group) - 1)
     if hosts.redundant > most:
         raise UserError(
-            f"redundant_experts is {hosts.redundant}, but a rank has each of {experts} experts once, and only "
-            f"those of its node: at most {most}"
+            f"redundant_experts is {hosts.redundant}, but a rank has each of {experts} experts once, and "
+            f"only those of its node: at most {most}"
         )
 
 

@@ -76,7 +76,7 @@ class Passes:
             if message not in self.expected:
                 stage, ids = self.stages[message.stage], self.parts[message.microbatch][0]
                 shape = (*np.shape(ids), stage.config.hidden_size)
-                what = f"the {message} for step {planned.step}"
+                what = f"the {message}, for step {planned.step}"
                 into = here().empty(shape, dtype=stage.dtype)
                 self.expected[message] = self.line.receive(into, message.source, tag(message), what)
 
@@ -91,7 +91,7 @@ class Passes:
         """Send what others wait for. What this rank itself needs next stays in `ready`."""
         for message in planned.sends:
             array = self.ready.pop((message.kind, message.stage, message.microbatch))
-            what = f"the {message} after step {planned.step}"
+            what = f"rank {message.destination} to take the {message}"
             self.posted.append(self.line.send(array, message.destination, tag(message), what))
         self.line.progress()
 
