@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SETUP_SECONDS := $(VENV)/.setup-seconds
 ORACLE := .venv-oracle
+CUDA := .venv-cuda
+ON_CPU = CUPY_ON_CPU=1 $(CUDA)/bin/python
 SOURCES := setup.cfg pyproject.toml constraints.txt
 
 # Two workers with one thread each (tests/conftest.py): more threads than cores would wait for each other.
@@ -19,7 +21,7 @@ PYTEST = seconds=$$(cat $(SETUP_SECONDS) 2>/dev/null); rm -f $(SETUP_SECONDS); S
     $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench mutation oracle clean
+.PHONY: help demo test test-all test-cuda gpu-check lint bench mutation oracle clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 12
@@ -63,9 +65,24 @@ $(ORACLE)/.installed: $(SOURCES)
 	@$(ORACLE)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,oracle,bench]'
 	@touch $@
 
+$(CUDA)/.installed: $(SOURCES)
+	@echo "setting up $(CUDA) with CuPy and NVIDIA's compiler (once, about a minute)"
+	@test -x $(CUDA)/bin/python || $(PYTHON) -m venv $(CUDA)
+	@$(CUDA)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,cuda_on_cpu]'
+	@touch $@
+
+# Kernels are compiled once and kept in ~/.cache/cupy_on_cpu: the first run takes some minutes more.
+test-cuda: $(CUDA)/.installed  ## everything on CuPy arrays, without a GPU: the kernels are run on the CPU
+	$(ON_CPU) -m pytest -n $(WORKERS) --dist worksteal --durations 5 tests/cupy_on_cpu tests/cuda
+	CUPY_ON_CPU_SHUFFLE=1 CUPY_ON_CPU_GUARD=1 $(ON_CPU) -m pytest -n $(WORKERS) --dist worksteal \
+	    --durations 5 tests/cuda/test_kernels.py tests/cuda/test_mutants.py
+
+gpu-check: $(INSTALLED)  ## for people with a GPU and CuPy: the tests and a benchmark on it, report in gpu-report.md
+	$(BIN)/python -m benchmarks.gpu
+
 oracle: $(ORACLE)/.installed  ## the same numbers from torch and transformers, in an environment of their own
 	$(ORACLE)/bin/python -m pytest -m oracle $(TESTS)
 
 clean:  ## remove environments, caches and compiled kernels; runs/ stays
-	rm -rf .venv .venv-oracle build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-oracle .venv-cuda build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
