@@ -13,6 +13,7 @@ from train.cache import write_aside
 from train.pipeline.checker import check
 from train.pipeline.drawing import chart, summary
 from train.pipeline.messages import stages_of
+from train.pipeline.promise import promise
 from train.pipeline.schedule import SCHEDULES
 from train.pipeline.simulator import simulate
 from train.pipeline.steps import Schedule, ScheduleError, read, write
@@ -87,10 +88,29 @@ def show(asked: Show) -> None:
         f"{report.messages} messages, in order on every channel; no timing can make it deadlock "
         f"(if sends wait for their receives: with {ahead} asked for ahead)"
     )
+    if beside := beside_promise(asked, timeline.bubble):
+        print(beside)
     if asked.svg:
         write_aside(asked.svg, chart({asked.schedule: timeline}).encode())
     if asked.trace:
         write_aside(asked.trace, json.dumps(chrome_trace(timeline, unit=1e-3)).encode())
+
+
+def beside_promise(asked: Show, bubble: float) -> str:
+    """The bubble by the published formula, which knows stages and ranks that are all alike."""
+    alike = all(len(numbers or (0,)) == 1 for numbers in (asked.F, asked.I, asked.W, asked.B, asked.FB))
+    alike = alike and asked.slowdown == (1.0,)
+    free = asked.communication == 0 and asked.all_to_all == (0.0,)
+    if not (asked.schedule in SCHEDULES and alike and free and asked.microbatches >= 2 * asked.ranks):
+        return ""
+    f, w = asked.F[0], asked.W[0]
+    b = asked.B[0] if asked.B else asked.I[0] + w
+    fb = asked.FB[0] if asked.FB else f + b
+    promised = promise(asked.schedule, asked.ranks, asked.microbatches, f, b, w, fb).bubble
+    if abs(promised - bubble) < 1e-9 * max(promised, 1.0):
+        return f"the bubble is that of the published formula, {promised:.6g}"
+    more = "less" if bubble < promised else "more"
+    return f"the published formula says {promised:.6g}: {abs(bubble - promised):.6g} {more}"
 
 
 def make(asked: Show) -> Schedule:
