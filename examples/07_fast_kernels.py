@@ -188,6 +188,9 @@ for name, marker in (("reference", "s-"), ("twin", "o-")):
     right.loglog(lengths, 1e3 * np.array(seconds[name]), marker, label=name)
 middle.set(xlabel="tokens", ylabel="MB kept beside q, k, v", title="attention: memory")
 right.set(xlabel="tokens", ylabel="ms", title="attention: forward and backward")
+for ax in (middle, right):
+    ax.set_xticks(lengths, lengths)
+    ax.minorticks_off()
 for ax in (left, middle, right):
     ax.legend(fontsize=8)
 figure.tight_layout()
