@@ -8,6 +8,8 @@ python -m lab trace                   one training step, call by call
 python -m lab exercise                the ladder; `exercise softmax` writes a file to fill in
 python -m lab exercise --grade FILE   says whether an answer is right, and what is wrong with it
 python -m lab report                  all of it as one page
+
+With --device cuda it computes on an NVIDIA GPU.
 """
 
 import argparse
@@ -17,10 +19,12 @@ from pathlib import Path
 
 import lab
 from lab.pieces import page
+from tinygrad_ds.command import with_device
 from train.cache import write_aside
 from train.errors import UserError
 
 
+@with_device
 def main() -> None:
     """Do what the arguments say. Exit code 2 where they, or what they name, cannot be used."""
     asked = parser().parse_args()

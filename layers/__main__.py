@@ -3,6 +3,8 @@
 python -m layers inspect FOLDER_OR_CONFIG: parameters, cache, memory, time; a config alone is enough.
 
 python -m layers generate FOLDER --prompt "...": text from a published checkpoint with its tokenizer.
+
+With --device cuda it computes on an NVIDIA GPU.
 """
 
 import sys
@@ -20,6 +22,7 @@ from layers.inspection import file_table, report
 from layers.pretrained_text import PretrainedText
 from layers.speculative import SpeculationStats
 from layers.weights import load_pretrained
+from tinygrad_ds.command import with_device
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Generate:
     """Draft with the MTP modules, and say how often that went well."""
 
 
+@with_device
 def main() -> None:
     """Do what the arguments say. Exit code 2 where they, or what they name, cannot be used."""
     commands: dict[str, Callable[..., Any]] = {"inspect": Inspect, "generate": Generate}

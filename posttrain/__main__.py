@@ -9,6 +9,7 @@
 
 MODEL is a run's folder or a published checkpoint with its tokenizer.json. A task is ledger, expressions, or a
 file of JSON lines. Settings come from --config FILE.toml and from flags, which win; --resume RUN goes on.
+--device cuda computes on an NVIDIA GPU.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from posttrain import commands, config
 from posttrain.chat import chat
 from posttrain.config import NOWHERE, load_settings
 from posttrain.progress import StageDisplay
+from tinygrad_ds.command import with_device
 from train.errors import UserError
 from train.trainer import TrainingStopped
 
@@ -48,6 +50,7 @@ COMMANDS = {
 }
 
 
+@with_device
 def main() -> None:
     """Do what the arguments say. Exit code 2 where they, or what they name, cannot be used."""
     try:

@@ -10,7 +10,7 @@
     python -m train at-scale                              DeepSeek-V3's own training, predicted
     mpiexec -n 4 python -m train --pipeline dualpipe      the same training by four processes
 
-Settings come from --config FILE.toml and from flags, which win.
+Settings come from --config FILE.toml and from flags, which win. --device cuda computes on an NVIDIA GPU.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import tyro
 
 import tinygrad_ds as tg
 from layers import generate
+from tinygrad_ds.command import with_device
 from train import extend, precision_study, run
 from train.checkpoint import Checkpoints, load_model
 from train.config import DEMO, Config, Parallel
@@ -62,6 +63,7 @@ class Generate:
     seed: int = 0
 
 
+@with_device
 def main() -> None:
     """Do what the arguments say. Exit code 2 where they, or what they name, cannot be used."""
     code = launch.together(attempt) if launch.under_mpiexec() else attempt()
