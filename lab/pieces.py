@@ -26,7 +26,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .2rem .6rem; border-bottom: 1px solid #e2e8f0; text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }  th { color: #4a5568; font-weight: 600; }
 td.left, th.left { text-align: left; }  td { white-space: nowrap; }
-td.left { white-space: normal; min-width: 6rem; }
+td.left { white-space: normal; }  td.left:not(:first-child) { min-width: 11rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 1rem; }
 @media (min-width: 100rem) { .pair { margin: 0 -16rem; } }
 .derivation .line { margin: .1rem 0; }  .derivation .gap { height: .6rem; }

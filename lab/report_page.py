@@ -25,7 +25,7 @@ from train.cache import write_aside
 from train.errors import UserError
 
 SEARCH = """
-<p><input id="search" type="search" placeholder="search: softmax, jacobian, moe.py .." autocomplete="off"
+<p><input id="search" type="search" placeholder="search: softmax, router, moe.py .." autocomplete="off"
  style="width:100%;font:inherit;padding:.5rem .7rem;border:1px solid #a0aec0;border-radius:.4rem"></p>
 <p id="found" class="quiet"></p>
 """
