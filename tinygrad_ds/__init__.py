@@ -34,6 +34,8 @@ from tinygrad_ds.ops.elementwise import (
 )
 from tinygrad_ds.ops.experts import experts_in, experts_out
 from tinygrad_ds.ops.fp8 import fp8_linear
+from tinygrad_ds.ops.fp8_experts import fp8_experts_in, fp8_experts_out
+from tinygrad_ds.ops.fp8_swiglu import fp8_swiglu_linear
 from tinygrad_ds.ops.head import linear_cross_entropy
 from tinygrad_ds.ops.indexing import embedding, getitem, scatter_add, take_along_axis
 from tinygrad_ds.ops.loss import cross_entropy
@@ -91,7 +93,10 @@ __all__ = [
     "expand_dims",
     "experts_in",
     "experts_out",
+    "fp8_experts_in",
+    "fp8_experts_out",
     "fp8_linear",
+    "fp8_swiglu_linear",
     "gelu",
     "getitem",
     "grouped_linear",

@@ -193,7 +193,8 @@ def surrogate_terms(primitive: Any, arrays: list, options: dict, cotangents: lis
     """
     result, saved = primitive.forward(*arrays, **options)
     sent = tuple(cotangents) if isinstance(result, tuple) else cotangents[0]
-    return lambda moved: _as_list(primitive.surrogate(saved, sent, *moved, **options))
+    terms = primitive.surrogate(saved, sent)
+    return lambda moved: _as_list(terms(*moved))
 
 
 def _as_list(result: Any) -> list:

@@ -114,8 +114,8 @@ class Primitive:
     def surrogate(self, function: Callable) -> Callable:
         """Register what `backward` differentiates, where that is by convention not the forward.
 
-        `function(saved, grad, *arrays, **options)` is an array, or a tuple of arrays, whose sum is the loss
-        with that derivative. What `saved` and `grad` hold are constants to it.
+        `function(saved, grad)` gives a function of the primitive's arrays. Its result is an array, or a tuple
+        of arrays, whose sum is the loss with that derivative; `saved` and `grad` are constants to it.
         """
         self.__dict__["surrogate"] = function
         return function

@@ -1,6 +1,8 @@
 """Cases for the primitives of FP8 training: tiles that do not divide the shape, and every format."""
 
-from lab.cases.making import Case, Draw, case
+from typing import Any
+
+from lab.cases.making import MAKERS, Case, Draw, case
 
 STANDARD_SIDE = 128
 
@@ -41,11 +43,34 @@ def fp8_linear(draw: Draw) -> Case:
     """With and without a bias."""
     inner, outer = draw.size("d"), draw.size("out")
     arrays = draw.reals(*draw.lead(), inner), draw.reals(outer, inner), draw.reals(outer)
-    options = {
+    return Case(arrays if draw.among(True, False) else arrays[:2], recipe(draw))
+
+
+@case("fp8_swiglu_linear")
+def fp8_swiglu_linear(draw: Draw) -> Case:
+    """Gate and up side by side."""
+    width = draw.size("out")
+    return Case((draw.reals(*draw.lead(), 2 * width), draw.reals(draw.size("d"), width)), recipe(draw))
+
+
+@case("fp8_experts_in")
+def fp8_experts_in(draw: Draw) -> Case:
+    """The tokens of `experts_in`."""
+    return Case(MAKERS["experts_in"](draw).arrays, recipe(draw))
+
+
+@case("fp8_experts_out")
+def fp8_experts_out(draw: Draw) -> Case:
+    """The rows of `experts_out`."""
+    return Case(MAKERS["experts_out"](draw).arrays, recipe(draw))
+
+
+def recipe(draw: Draw) -> dict[str, Any]:
+    """The options that all products in FP8 have."""
+    return {
         "gradient_format": draw.among("e4m3", "e5m2"),
         "cache_format": draw.among(None, "e5m6"),
         "side": draw.among(side_of(draw), None),
         "power_of_two": draw.among(False, True),
         "seed": draw.among(None, 3),
     }
-    return Case(arrays if draw.among(True, False) else arrays[:2], options)

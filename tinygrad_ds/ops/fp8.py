@@ -180,15 +180,20 @@ def fp8_linear_backward_weight(saved, g):
 
 
 @fp8_linear.surrogate
-def fp8_linear_surrogate(saved, g, x, weight, bias=None, **_):
+def fp8_linear_surrogate(saved, g):
     """L = Q(g) . x Q(W)^T + Q'(g) . Q'(Qc(x)) W^T + g . b with the Q of each as they were."""
     recipe, rows = saved.recipe, as_matrix(g)
     across = quantised(rows, recipe.gradient_format, recipe.across, recipe, recipe.rounding(G))
     down = quantised(rows, recipe.gradient_format, recipe.down, recipe, recipe.rounding(G_AGAIN))
     kept = from_cache(saved.x, recipe, rows.dtype)
     again = quantised(kept, recipe.format, recipe.down, recipe, recipe.rounding(X_AGAIN))
-    terms = across * (as_matrix(x) @ quantised_weight(saved.weight, recipe).T) + down * (again @ weight.T)
-    return terms if bias is None else terms + rows * bias
+    factor = quantised_weight(saved.weight, recipe)
+
+    def terms(x, weight, bias=None):
+        products = across * (as_matrix(x) @ factor.T) + down * (again @ weight.T)
+        return products if bias is None else products + rows * bias
+
+    return terms
 
 
 def quantised(rows: Array, format: str, tile: Tile, recipe: Recipe, seed: int | None) -> Array:
