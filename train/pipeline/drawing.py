@@ -82,11 +82,11 @@ def cell(part: Step, direction: int, x: float, y: float, width: float, height: f
     """One pass, with the number of its micro-batch where there is room for it."""
     box = f"x='{x:.2f}' y='{y:.1f}' width='{width:.2f}' height='{height:.1f}'"
     drawn = f"<rect {box} fill='{COLOURS[part.kind][direction]}' stroke='#ffffff' stroke-width='0.6'/>"
-    size = min(10.5, height - 1)
-    if width < 0.6 * size * len(str(part.microbatch)) + 2:
+    size = min(10.5, height - 1, (width - 1) / (0.58 * len(str(part.microbatch))))
+    if size < 6:
         return drawn
     place = f"x='{x + width / 2:.2f}' y='{y + height / 2 + 0.36 * size:.1f}' text-anchor='middle'"
-    return drawn + f"<text {place} font-size='{size:g}' fill='{INK[direction]}'>{part.microbatch}</text>"
+    return drawn + f"<text {place} font-size='{size:.3g}' fill='{INK[direction]}'>{part.microbatch}</text>"
 
 
 def directions(schedule: Schedule) -> dict[tuple[int, int], int]:
