@@ -186,10 +186,10 @@ def hidden(stages: Times, given: Assumptions) -> Times:
 
 def overhead(simulator: Simulator, times: Times, sent: float, given: Assumptions) -> float:
     """Seconds of a step that do not grow with its micro-batches: the filling and draining of the pipeline."""
-    fewer = simulator_of(given.pipeline_ranks, given.microbatches - 4)
-    shorter = fewer.run(times, sent).length
+    more = simulator_of(given.pipeline_ranks, given.microbatches + 4)
+    longer = more.run(times, sent).length
     length = simulator.run(times, sent).length
-    return length - given.microbatches * (length - shorter) / 4
+    return length - given.microbatches * (longer - length) / 4
 
 
 def extra_steps(given: Assumptions) -> float:

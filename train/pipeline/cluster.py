@@ -61,6 +61,11 @@ class Assumptions:
             if each.name != "exposed" and not getattr(self, each.name) > 0:
                 raise UserError(f"{each.name} is {getattr(self, each.name)}: it has to be more than 0")
 
+        if self.gpus < self.pipeline_ranks:
+            raise UserError(
+                f"gpus is {self.gpus} for {self.pipeline_ranks} pipeline_ranks: every rank needs at least one"
+            )
+
     @property
     def microbatches(self) -> int:
         """Micro-batches that one pipeline gets in a step."""

@@ -8,27 +8,24 @@ from collections.abc import Sequence
 from train.pipeline.steps import AnyStep, B, F, I, Schedule, W
 
 
-def kept(steps: Sequence[AnyStep], sizes: Sequence[float] | None = None) -> list[float]:
-    """What one rank keeps during each of its steps; sizes[stage]: of a stage's input, else each counts 1.
+def kept(steps: Sequence[AnyStep]) -> list[int]:
+    """How many stage inputs one rank keeps during each of its steps.
 
     An input is alive from the beginning of F to the end of B or W. In F&B both passes are alive.
     """
-    alive = 0.0
+    alive = 0
     during = []
     for step in steps:
-        for part in step.parts:
-            if part.kind == F:
-                alive += sizes[part.stage] if sizes else 1
+        kinds = [part.kind for part in step.parts]
+        alive += kinds.count(F)
         during.append(alive)
-        for part in step.parts:
-            if part.kind in (B, W):
-                alive -= sizes[part.stage] if sizes else 1
+        alive -= kinds.count(B) + kinds.count(W)
     return during
 
 
 def most_alive(schedule: Schedule) -> list[int]:
     """For every rank, the most stage inputs alive at once."""
-    return [int(max(kept(steps), default=0)) for steps in schedule]
+    return [max(kept(steps), default=0) for steps in schedule]
 
 
 def most_waiting(schedule: Schedule) -> list[int]:

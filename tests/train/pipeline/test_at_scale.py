@@ -151,3 +151,7 @@ def test_report_lists_every_assumption_and_the_page_has_its_numbers(found, capsy
 def test_impossible_assumptions_are_refused():
     with pytest.raises(UserError, match="memory is 0: it has to be more than 0"):
         replace(GIVEN, memory=0)
+    with pytest.raises(UserError, match="gpus is 8 for 16 pipeline_ranks: every rank needs at least one"):
+        replace(GIVEN, gpus=8)
+    with pytest.raises(UserError, match="dualpipe has 15 ranks"):
+        predict(V3, replace(GIVEN, pipeline_ranks=15))

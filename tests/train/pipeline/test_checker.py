@@ -3,12 +3,12 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.errors import UserError
 from train.pipeline import ScheduleError, check, schedule
-from train.pipeline.checker import by_channel, run
+from train.pipeline.checker import by_channel, channel, run
 from train.pipeline.memory import most_alive
 from train.pipeline.messages import plan
 from train.pipeline.steps import read
@@ -179,6 +179,47 @@ def test_steps_that_are_none_are_refused():
     step = schedule.gpipe(1, 1)[0][0]
     with pytest.raises(UserError, match="0X0 is no step: its kind is one of F B I W"):
         check([[step._replace(kind="X")]])
+
+
+def meets(steps, ahead, seed):
+    """Whether all ranks finish if each send waits until its message was asked for, in any order of moves.
+
+    A rank asks for a message when it comes to the step that needs it, and for `ahead` more on each channel.
+    """
+    drawn = random.Random(seed)
+    planned = plan(steps)
+    channels = by_channel(planned, "receives")
+    asked = {message for messages in channels.values() for message in messages[:ahead]}
+    sent = set()
+
+    def rank(own):
+        for _, receives, sends in own:
+            asked.update(receives)
+            yield lambda receives=receives: sent.issuperset(receives)
+            for message in receives:
+                messages = channels[channel(message)]
+                place = messages.index(message)
+                asked.update(messages[place + 1 : place + 1 + ahead])
+            sent.update(sends)
+            yield lambda sends=sends: asked.issuperset(sends)
+
+    waiting = {run: next(run, None) for run in map(rank, planned)}
+    while able := [run for run, condition in waiting.items() if condition and condition()]:
+        chosen = drawn.choice(able)
+        waiting[chosen] = next(chosen, None)
+    return not any(waiting.values())
+
+
+@given(schedules(most_ranks=4, most_more=3), st.data(), st.integers(0, 2))
+@settings(max_examples=60)
+def test_rendezvous_finishes_exactly_where_the_run_without_a_clock_does(steps, data, ahead):
+    rank = data.draw(st.integers(0, len(steps) - 1))
+    place = data.draw(st.integers(0, len(steps[rank]) - 1))
+    moved = [*steps[:rank], steps[rank].copy(), *steps[rank + 1 :]]
+    moved[rank].insert(data.draw(st.integers(0, place)), moved[rank].pop(place))  # of which some deadlock
+    steps = moved if in_order(moved) else steps
+    finished = {meets(steps, ahead, seed) for seed in range(3)}
+    assert finished == {run(plan(steps), ahead) == ""}
 
 
 def test_rendezvous_needs_a_receive_ahead_where_neighbours_send_to_each_other():
