@@ -1,6 +1,6 @@
-"""A run in which one rank meets a fault: `mpiexec -n 2 python -m tests.train.parallel.faults raise 1 3 FLAGS`.
+"""A run in which a rank meets a fault: `mpiexec -n 2 python -m tests.train.parallel.faults raise 1 3 FLAGS`.
 
-The fault (raise, kill, sleep or spin) comes at the beginning of a step, on one rank.
+The fault (raise, kill or sleep) comes at the beginning of a step.
 """
 
 import os

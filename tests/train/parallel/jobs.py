@@ -123,7 +123,7 @@ def named(pieces: list[dict[str, np.ndarray]], model: DeepSeekModel) -> dict[str
 
 
 def measure(case: Case, ranks: Any) -> dict[str, Any]:
-    """On rank 0: losses, gradients, weights and the state of the optimizer at the end, and what ranks count."""
+    """On rank 0: losses, gradients, weights and the optimizer's state at the end, and what ranks count."""
     ranks.trace.sent = 0
     crew = Crew(case.config, ranks)
     seen = go(case, crew)
