@@ -89,6 +89,8 @@ def main() -> None:
         "cold": lambda say: start.cold(say),
     }
     console, here = Console(), machine()
+    if not console.is_terminal:
+        console = Console(width=130)  # a file has room for a table
     file = settings.out / "results.json"
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     settings.out.mkdir(parents=True, exist_ok=True)

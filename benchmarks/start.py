@@ -19,7 +19,7 @@ from tinygrad_ds.kernels import progress
 progress.listener = print
 ours = Ours(json.loads(CONFIG.read_text()), "fused")
 ours.build()
-ours.train(8, 256)
+ours.train({batch}, {time})
 """
 
 
@@ -37,20 +37,21 @@ def run(program: str, **environment: str) -> tuple[str, float]:
 
 
 def start(rounds: int, say: Say) -> dict[str, Any]:
-    """Seconds to import the engine, and of a process that makes a step of batch 8 x 256, kernels on disk."""
+    """Seconds to import the engine, and of a process with kernels on disk, to the end of a small step."""
+    small = STEP.format(batch=1, time=16)  # so small that what is measured is the way to it
     say("kernels on disk")
-    run(STEP)
+    run(small)
     imports, steps = [], []
     for i in range(rounds):
         say(f"round {i + 1} of {rounds}")
         imports.append(float(run(IMPORT)[0]))
-        steps.append(run(STEP)[1])
-    return {"import": spread(imports), "process to the end of its first step": spread(steps)}
+        steps.append(run(small)[1])
+    return {"import": spread(imports), "process to the end of a first step of 16 tokens": spread(steps)}
 
 
 def cold(say: Say) -> dict[str, Any]:
-    """The first step where no kernel is compiled yet: its seconds, and what it says meanwhile."""
+    """A process with a step of batch 8 x 256 where no kernel is compiled yet: seconds, and what it says."""
     say("compiling (up to a minute and a half)")
     with tempfile.TemporaryDirectory() as folder:
-        said, seconds = run(STEP, NUMBA_CACHE_DIR=folder)
+        said, seconds = run(STEP.format(batch=8, time=256), NUMBA_CACHE_DIR=folder)
     return {"seconds": seconds, "says": said.splitlines()}
