@@ -1,10 +1,16 @@
 """Cases for ops/quantize.py and ops/fp8.py: any tiles, formats and ways to round."""
 
+import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
+import tinygrad_ds as tg
 from tests.tinygrad_ds.harness import Case, reals, shapes, strategy
 from tests.tinygrad_ds.strategies.experts import experts_in_cases, experts_out_cases
-from tinygrad_ds.ops.quantize import as_matrix, scales_shape, tile_size
+from tinygrad_ds.ops.fp8 import X_AGAIN, X, from_cache
+from tinygrad_ds.ops.fp8_swiglu import hidden
+from tinygrad_ds.ops.moe import runs
+from tinygrad_ds.ops.quantize import as_matrix, quantize, scales_shape, tile_size
 
 FORMATS = st.sampled_from(["e4m3", "e5m2", "e5m6"])
 SEEDS = st.none() | st.integers(0, 2**32 - 1)
@@ -62,7 +68,9 @@ def fp8_linear_cases(draw):
 @st.composite
 def fp8_swiglu_linear_cases(draw):
     rows, width, outer = draw(shapes(max_dims=2)), draw(st.integers(0, 4)), draw(st.integers(0, 4))
-    return Case((draw(reals((*rows, 2 * width))), draw(reals((outer, width)))), draw(recipes()))
+    case = Case((draw(reals((*rows, 2 * width))), draw(reals((outer, width)))), draw(recipes()))
+    assume(away_from_ties(tg.fp8_swiglu_linear, case))
+    return case
 
 
 @strategy("fp8_experts_in")
@@ -74,4 +82,30 @@ def fp8_experts_in_cases(draw):
 @strategy("fp8_experts_out")
 @st.composite
 def fp8_experts_out_cases(draw):
-    return Case(draw(experts_out_cases()).arrays, draw(recipes()))
+    case = Case(draw(experts_out_cases()).arrays, draw(recipes()))
+    assume(away_from_ties(tg.fp8_experts_out, case))
+    return case
+
+
+def away_from_ties(primitive, case):
+    """Whether Q(h) is the same for all h that differ by no more than two kinds of exp may.
+
+    Gates and ups that were rounded to a coarse grid often make ratios of two h that are ties.
+    """
+    signs = np.random.default_rng(0)
+    for dtype in ("float32", "float64"):
+        arrays = [a.astype(dtype) if a.dtype.kind == "f" else a for a in case.arrays]
+        saved = primitive.forward(*arrays, **case.options)[1]
+        recipe, kept = saved.recipe, from_cache(saved.gate_up, saved.recipe, dtype)
+        pieces = [(hidden(as_matrix(arrays[0])), recipe.across, recipe.rounding(X))]
+        for e, start, stop in runs(getattr(saved, "bounds", [0, len(kept)])):
+            pieces.append((hidden(kept[start:stop]), recipe.down, recipe.rounding(X_AGAIN, e)))
+        for h, tile, seed in pieces:
+            options = {"format": recipe.format, "tile": tile, "seed": seed}
+            options["power_of_two"] = recipe.power_of_two
+            values = quantize.forward(h, **options)[0].values
+            for _ in range(3):
+                near = h * (1 + 2e-6 * signs.choice([-1.0, 1.0], h.shape)).astype(dtype)
+                if not np.array_equal(quantize.forward(near, **options)[0].values, values):
+                    return False
+    return True

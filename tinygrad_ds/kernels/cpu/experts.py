@@ -33,30 +33,30 @@ def experts_in(x, weight, position, offsets):
     if not covered(x, weight):
         return NotImplemented
     saved = ExpertsInSaved(contiguous(x), contiguous(weight), token_of_row(np, position), bounds)
-    rows = _buffer(bounds, x.shape[1], x.dtype)
+    rows = buffer(bounds, x.shape[1], x.dtype)
     y = np.empty((position.size, weight.shape[1]), x.dtype)
     for e, start, stop in runs(bounds):
-        copies = _gathered(saved.x, saved.tokens[start:stop], rows)
+        copies = gathered(saved.x, saved.tokens[start:stop], rows)
         np.matmul(copies, saved.weight[e].T, out=y[start:stop])
     return y, saved
 
 
 def experts_in_backward_input(saved, g):
     x, weight, tokens, bounds = saved
-    rows = _buffer(bounds, x.shape[1], x.dtype)
+    rows = buffer(bounds, x.shape[1], x.dtype)
     grad_x = np.zeros_like(x)
     for e, start, stop in runs(bounds):
         np.matmul(g[start:stop], weight[e], out=rows[: stop - start])
-        _add_rows(rows[: stop - start], tokens[start:stop], grad_x)
+        add_rows(rows[: stop - start], tokens[start:stop], grad_x)
     return grad_x, None, None, None
 
 
 def experts_in_backward_weight(saved, g):
     x, weight, tokens, bounds = saved
-    rows = _buffer(bounds, x.shape[1], x.dtype)
+    rows = buffer(bounds, x.shape[1], x.dtype)
     grad_weight = np.empty_like(weight)
     for e, (start, stop) in enumerate(zip(bounds, bounds[1:])):  # no rows give zeros
-        copies = _gathered(x, tokens[start:stop], rows)
+        copies = gathered(x, tokens[start:stop], rows)
         np.matmul(g[start:stop].T, copies, out=grad_weight[e])
     return None, grad_weight, None, None
 
@@ -82,26 +82,26 @@ def experts_out(gate_up, weights, weight, position, offsets):
     gate_up, weight, tokens = contiguous(gate_up), contiguous(weight), token_of_row(np, position)
     saved = ExpertsOutSaved(gate_up, weight_of_row(np, weights, position), weight, position, tokens, bounds)
     d, width = weight.shape[1:]
-    h, rows = _buffer(bounds, width, weight.dtype), _buffer(bounds, d, weight.dtype)
+    h, rows = buffer(bounds, width, weight.dtype), buffer(bounds, d, weight.dtype)
     y = np.zeros((len(position), d), gate_up.dtype)
     for e, start, stop in runs(bounds):
         hidden, out = h[: stop - start], rows[: stop - start]
-        _weighted_swiglu(gate_up[start:stop], saved.of_row[start:stop], hidden)
+        weighted_swiglu(gate_up[start:stop], saved.of_row[start:stop], hidden)
         np.matmul(hidden, weight[e].T, out=out)
-        _add_rows(out, tokens[start:stop], y)
+        add_rows(out, tokens[start:stop], y)
     return y, saved
 
 
 def experts_out_backward_input(saved, g):
     gate_up, of_row, weight, position, tokens, bounds = saved
     d, width = weight.shape[1:]
-    rows, u = _buffer(bounds, d, g.dtype), _buffer(bounds, width, g.dtype)
+    rows, u = buffer(bounds, d, g.dtype), buffer(bounds, width, g.dtype)
     grad_gate_up, grad_of_row = np.empty_like(gate_up), np.empty_like(of_row)
     g = contiguous(g)
     for e, start, stop in runs(bounds):
-        copies, of_expert = _gathered(g, tokens[start:stop], rows), u[: stop - start]
+        copies, of_expert = gathered(g, tokens[start:stop], rows), u[: stop - start]
         np.matmul(copies, weight[e], out=of_expert)
-        _swiglu_backward(
+        swiglu_backward(
             of_expert,
             gate_up[start:stop],
             of_row[start:stop],
@@ -114,28 +114,28 @@ def experts_out_backward_input(saved, g):
 def experts_out_backward_weight(saved, g):
     gate_up, of_row, weight, _, tokens, bounds = saved
     d, width = weight.shape[1:]
-    rows, h = _buffer(bounds, d, g.dtype), _buffer(bounds, width, g.dtype)
+    rows, h = buffer(bounds, d, g.dtype), buffer(bounds, width, g.dtype)
     grad_weight = np.empty_like(weight)
     g = contiguous(g)
     for e, (start, stop) in enumerate(zip(bounds, bounds[1:])):
-        copies, hidden = _gathered(g, tokens[start:stop], rows), h[: stop - start]
-        _weighted_swiglu(gate_up[start:stop], of_row[start:stop], hidden)
+        copies, hidden = gathered(g, tokens[start:stop], rows), h[: stop - start]
+        weighted_swiglu(gate_up[start:stop], of_row[start:stop], hidden)
         np.matmul(copies.T, hidden, out=grad_weight[e])
     return None, None, grad_weight, None, None
 
 
-def _buffer(bounds, width, dtype):
+def buffer(bounds, width, dtype):
     """Room for the rows of the busiest expert."""
     return np.empty((max((stop - start for _, start, stop in runs(bounds)), default=0), width), dtype)
 
 
-def _gathered(x, tokens, rows):
+def gathered(x, tokens, rows):
     """Copies of the tokens' rows, in the buffer."""
     return np.take(x, tokens, axis=0, out=rows[: len(tokens)], mode="clip")
 
 
 @kernel("(T[:, ::1], int64[::1], T[:, ::1])")
-def _add_rows(rows, tokens, total):
+def add_rows(rows, tokens, total):
     for part in prange(PARTS):
         for r in range(share(part, len(rows)), share(part + 1, len(rows))):
             to, row = total[tokens[r]], rows[r]
@@ -144,7 +144,7 @@ def _add_rows(rows, tokens, total):
 
 
 @kernel("(T[:, ::1], T[::1], T[:, ::1])")
-def _weighted_swiglu(gate_up, of_row, h):
+def weighted_swiglu(gate_up, of_row, h):
     zero, one = h.dtype.type(0), h.dtype.type(1)
     width = h.shape[1]
     for part in prange(PARTS):
@@ -158,7 +158,7 @@ def _weighted_swiglu(gate_up, of_row, h):
 
 
 @kernel("(T[:, ::1], T[:, ::1], T[::1], T[:, ::1], T[::1])")
-def _swiglu_backward(u, gate_up, of_row, grad_gate_up, grad_of_row):
+def swiglu_backward(u, gate_up, of_row, grad_gate_up, grad_of_row):
     zero, one = u.dtype.type(0), u.dtype.type(1)
     width = u.shape[1]
     for part in prange(PARTS):

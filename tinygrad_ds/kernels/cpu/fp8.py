@@ -78,8 +78,11 @@ def factor_and_cache(rows, recipe):
     made = in_tiles(
         rows, recipe.format, recipe.across, recipe.power_of_two, recipe.rounding(X), back=True, keep=same
     )
-    if same:
-        return made.y, Cached(made.codes, made.scales)
-    seed = recipe.rounding(CACHE)
-    other = in_tiles(rows, recipe.cache_format, recipe.across, recipe.power_of_two, seed, keep=True)
-    return made.y, Cached(other.codes, other.scales)
+    return made.y, Cached(made.codes, made.scales) if same else cache_of(rows, recipe)
+
+
+def cache_of(rows, recipe):
+    """The codes that are kept of x, without Q(x)."""
+    seed = recipe.rounding(X if recipe.cache_format == recipe.format else CACHE)
+    made = in_tiles(rows, recipe.cache_format, recipe.across, recipe.power_of_two, seed, keep=True)
+    return Cached(made.codes, made.scales)
