@@ -21,7 +21,7 @@ PYTEST = seconds=$$(cat $(SETUP_SECONDS) 2>/dev/null); rm -f $(SETUP_SECONDS); S
     $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-cuda gpu-check lint bench mutation oracle clean
+.PHONY: help demo parallel-demo test test-all test-cuda gpu-check lint bench mutation oracle clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 12
@@ -32,7 +32,7 @@ $(INSTALLED): $(SOURCES)
 	@echo "setting up $(VENV) (once, about a minute)"
 	@start=$$(date +%s) && \
 	    { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); } && \
-	    $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' && \
+	    $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mpi]' && \
 	    echo $$(( $$(date +%s) - start )) > $(SETUP_SECONDS)
 	@touch $@
 
@@ -55,6 +55,11 @@ lint: $(INSTALLED)  ## style, formatting, directions of imports, types
 
 bench: $(ORACLE)/.installed  ## speed and memory beside peers and the limits of this machine
 	$(ORACLE)/bin/python -m benchmarks
+
+# One thread a rank; where there are fewer cores than ranks they take turns.
+parallel-demo: $(INSTALLED)  ## four processes train as one, by DualPipe, and write runs/parallel/report.html
+	$(BIN)/mpiexec -n 4 $(BIN)/python -m train --pipeline dualpipe --num-hidden-layers 4 --micro-batch 2 \
+	    --tokens 100000 --out runs/parallel $(if $(TEXT),--text "$(TEXT)")
 
 mutation: $(INSTALLED)  ## one slip at a time in every derivative: do the tests notice? (an hour or two)
 	nice $(BIN)/python -m tests.mutation --workers $(WORKERS)

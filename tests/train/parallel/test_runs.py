@@ -9,7 +9,7 @@ from train.checkpoint import Checkpoints, load_model
 from train.metrics import read_metrics
 
 pytestmark = pytest.mark.mpi
-SIZES = {"num_hidden_layers": 4, "micro_batch": 2, "save_every": 2, "tokens": 1024}  # four steps
+SIZES = {"num_hidden_layers": 4, "micro_batch": 4, "save_every": 2, "evaluate_every": 4}  # four steps
 KEYS = ("loss", "main", "mtp", "balance", "grad_norm", "lr", "done", "total", "step")
 
 
@@ -57,11 +57,11 @@ def test_one_process_goes_on_where_two_ranks_were_killed(text, tmp_path, monkeyp
 @pytest.mark.slow
 def test_any_number_of_ranks_goes_on_from_any_other(text, tmp_path, monkeypatch):  # noqa: F811
     """One process, four ranks, two."""
-    run, tokens = tmp_path / "run", {"tokens": 1536}
+    run, longer = tmp_path / "run", {"tokens": 1536, "micro_batch": 2}
     sharing = ("--expert-ranks", 2, "--redundant-experts", 2, "--shard-optimizer")
-    until(3, 1, "--text", text, "--out", run, *flags(**SIZES | tokens))
+    until(3, 1, "--text", text, "--out", run, *flags(**SIZES | longer))
     out = until(5, 4, "--resume", run, "--pipeline", "dualpipe_v", "--pipeline-ranks", 2, *sharing)
     assert "step-00000002" in out
     code, out, errors = finish(start(2, "-m", "train", "--resume", run, "--pipeline", "zb1p"))
     assert code == 0 and "step-00000004" in out, errors
-    same(run, alone(text, tmp_path / "alone", monkeypatch, **tokens))
+    same(run, alone(text, tmp_path / "alone", monkeypatch, **longer))
