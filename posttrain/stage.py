@@ -78,11 +78,12 @@ def run_stage(
     save_every: int = 50,
     multiple: int = 1,
     keep: int = 1,
+    bias_speed: float = 0.0,
 ) -> None:
     """Train to the end, writing metrics.jsonl, checkpoints and the vocabulary into `folder`.
 
     Checkpoints come after multiples of `multiple` steps only (the updates that share a batch of completions),
-    and so must the end. A reward that breaks stops the run with a checkpoint from before the step. Raises
+    and so must the end. bias_speed: how far the routers' biases move in a step. A reward that breaks stops the run with a checkpoint from before the step. Raises
     TrainingStopped, UserError.
     """
     (model, tokenizer), state, optimizer = start.speaker, start.state, start.optimizer
@@ -103,6 +104,7 @@ def run_stage(
             state,
             learning_rate=start.learning.rate,
             clip=start.learning.clip,
+            bias_speed=lambda state: bias_speed,
             after=[*after, display, metrics, SaveEvery(checkpoints, model, optimizer, every)],
         )
     except RewardError as error:

@@ -1,0 +1,131 @@
+"""Stages one after the other, each in its folder: done ones are kept, begun ones go on, others begin.
+
+A stage is done when its folder has `done.json`. To replace one, put a run with checkpoints in its place: it
+is taken as it is, where it has all its steps, and judged. To do one anew, delete its folder.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from posttrain.config import load_settings, save_settings
+from posttrain.evaluation import evaluate
+from posttrain.models import Speaker, load
+from posttrain.r1.settings import ANSWER, Road
+from posttrain.r1.world import World, make_world
+from train.cache import write_aside
+from train.errors import UserError
+from train.progress import Display
+
+DONE, SETTINGS = "done.json", "road.toml"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. work(world, folder) does it, going on from what stands in the folder, and returns what it
+    has to say beside the evaluation.
+    """
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    work: Callable[[World, Path], dict[str, Any]]
+    speaks: bool = True
+    """Whether it ends with a network that is judged."""
+    seconds: float = 20.0
+    """About how long it takes on two cores, for the time that is left."""
+
+
+def travel(road: Road, stages: Sequence[Stage], display: Display) -> dict[str, dict[str, Any]]:
+    """Do what is not done yet of the road; the results of all stages by name. Raises UserError."""
+    chosen = choose(stages, road.stages)
+    prepare(road)
+    world = make_world(road, display)
+    results: dict[str, dict[str, Any]] = {}
+    for number, stage in enumerate(chosen, start=1):
+        folder = road.out / stage.name
+        if (folder / DONE).exists():
+            results[stage.name] = json.loads((folder / DONE).read_text("utf-8"))
+            continue
+        left = sum(each.seconds for each in chosen[number - 1 :])
+        display.say(f"[{number}/{len(chosen)}] {stage.title}   (about {left / 60:.1f} min left in all)")
+        results[stage.name] = do(stage, world, folder)
+        display.say(f"    {summary(results[stage.name])}")
+    return results
+
+
+def choose(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
+    """The named stages with all that they need, in order; all of them if none is named."""
+    known = {stage.name: stage for stage in stages}
+    for name in names:
+        if name not in known:
+            raise UserError(f"there is no stage {name!r}, only {', '.join(known)}")
+    wanted = list(names or known)
+    for name in wanted:
+        wanted += [need for need in known[name].needs if need not in wanted]
+    return [stage for stage in stages if stage.name in wanted]
+
+
+def prepare(road: Road) -> None:
+    """Make the road's folder and write its settings, or see that what stands there is of the same road."""
+    settings = road.out / SETTINGS
+    if settings.exists():
+        before = load_settings(Road(), settings)
+        for name, value in vars(before).items():
+            if name not in ("out", "stages", "students") and value != getattr(road, name):
+                raise UserError(
+                    f"{name} is {value} in {road.out} and cannot become {getattr(road, name)}: name another "
+                    "folder by --out, or delete it"
+                )
+    elif road.out.exists() and any(road.out.iterdir()):
+        raise UserError(f"{road.out} holds something else: name another folder by --out, or delete it")
+    road.out.mkdir(parents=True, exist_ok=True)
+    save_settings(road, settings)
+
+
+def do(stage: Stage, world: World, folder: Path) -> dict[str, Any]:
+    """Do one stage, judge its network, write down that it is done."""
+    began = perf_counter()
+    told = stage.work(world, folder)
+    results = {"title": stage.title, "seconds": perf_counter() - began, **told}
+    if stage.speaks:
+        results["evaluation"] = judged(world, load(folder))
+    write_aside(folder / DONE, (json.dumps(results, indent=2) + "\n").encode())
+    return results
+
+
+def judged(world: World, speaker: Speaker) -> dict[str, Any]:
+    """All figures of a network, with some of its answers."""
+    found = evaluate(
+        speaker.model,
+        speaker.tokenizer,
+        world.task,
+        prompts=world.road.prompts,
+        max_new_tokens=ANSWER,
+        seed=world.road.seed,
+        **world.judged_text(),
+    )
+    examples = [
+        {"prompt": each.problem.prompt, "said": each.texts[0], "right": bool(each.right[0])}
+        for each in found.judged[:4]
+    ]
+    return {**found.to_dict(), "examples": examples}
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """A stage in one line."""
+    found = [f"{results['seconds']:.0f} s"]
+    if evaluation := results.get("evaluation"):
+        pass_1 = evaluation["pass_1"]
+        found += [
+            f"pass@1 {pass_1['value']:.3f} ± {pass_1['error']:.3f}",
+            f"greedy {evaluation['greedy']['value']:.3f}",
+            f"pass@{evaluation['k']} {evaluation['pass_k']['value']:.3f}",
+            f"think {evaluation['think_rate']['value']:.3f}",
+            f"length {evaluation['length']['value']:.1f}",
+            f"{evaluation['bits_per_byte']:.3f} bits/byte",
+        ]
+    return "  ".join(found + results.get("lines", []))
