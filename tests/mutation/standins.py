@@ -60,11 +60,35 @@ def add_product(a, b, c):
     c[...] += product(a, b, c)
 
 
+def as_whole(x):
+    """The bits of a float."""
+    return x.view({4: np.int32, 8: np.int64}[x.itemsize])
+
+
+def as_real(bits):
+    """The float of some bits."""
+    return bits.view({4: np.float32, 8: np.float64}[bits.itemsize])
+
+
 def install():
     """Put them in the place of the intrinsics. To be called before the kernels are imported."""
-    from tinygrad_ds.kernels.cpu import arithmetic, lanes, tiles
+    from tinygrad_ds.kernels.cpu import arithmetic
 
+    arithmetic.as_whole, arithmetic.as_real = as_whole, as_real
     arithmetic.exp, arithmetic.largest = exp, largest
+    from tinygrad_ds.kernels.cpu import lanes, rounding, tiles
+
     for function in (load, store, turn, splat, larger, where_less, exp):
         setattr(lanes, function.__name__, function)
     tiles.set_product, tiles.add_product = set_product, add_product
+    rounding.shifted_down, rounding.shifted_up = np.right_shift, np.left_shift
+    rounding.over = np.divide
+    for name in ("nearest", "at_random", "encoded", "magnitude", "power_above"):
+        setattr(rounding, name, made_for_its_dtype(getattr(rounding, f"_{name}_for")))
+    rounding.decoded = lambda code, form, like: rounding._decoded_for(like.dtype)(code, form, like)
+    rounding.hashed = rounding._hashed(None, None)
+
+
+def made_for_its_dtype(make):
+    """A function that numba would make for the dtype of its first argument."""
+    return lambda x, *others: make(x.dtype)(x, *others)

@@ -30,7 +30,7 @@ FOR_LARGE_ONLY = {"concatenate", "split"}  # test_kernel_layouts.py gives them a
 def sized(name: str) -> list[Case]:
     """Cases of two fixed sizes, and of random ones with random options."""
     draws = [Draw(0, sizes=sizes, digits=None) for sizes in (ROWS, WIDE)]
-    draws += [Draw((1, seed), side=24, digits=None) for seed in range(6)]
+    draws += [Draw((1, seed), side=6, digits=None) for seed in range(6)]
     return [MAKERS[name](draw) for draw in draws]
 
 
