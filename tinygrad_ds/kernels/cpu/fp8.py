@@ -55,7 +55,7 @@ def fp8_linear_backward_input(saved, g):
 def fp8_linear_backward_weight(saved, g):
     recipe, rows = saved.recipe, contiguous(as_matrix(g))
     sent = quantised(rows, recipe.gradient_format, recipe.down, recipe, recipe.rounding(G_AGAIN))
-    x = from_tiles(*saved.x, recipe.cache_format, recipe.across)
+    x = from_tiles(saved.x, recipe.cache_format, recipe.across)
     again = quantised(x, recipe.format, recipe.down, recipe, recipe.rounding(X_AGAIN))
     grad_weight = recipe.multiply(sent.T, again)
     return (None, grad_weight) if saved.bias is None else (None, grad_weight, fit(g, saved.bias))

@@ -52,14 +52,14 @@ def fp8_swiglu_linear_backward_input(saved, g):
     recipe, rows = saved.recipe, contiguous(as_matrix(g))
     sent = quantised(rows, recipe.gradient_format, recipe.across, recipe, recipe.rounding(G))
     grad_h = recipe.multiply(sent, weight_factor(saved.weight, recipe))
-    kept = from_tiles(*saved.gate_up, recipe.cache_format, recipe.across)
+    kept = from_tiles(saved.gate_up, recipe.cache_format, recipe.across)
     grad, ones = np.empty_like(kept), np.ones(len(kept), kept.dtype)
     swiglu_backward(grad_h, kept, ones, grad, np.empty_like(ones))
     return grad.reshape(saved.form.shape), None
 
 
 def fp8_swiglu_linear_backward_weight(saved, g):
-    h = _hidden(from_tiles(*saved.gate_up, saved.recipe.cache_format, saved.recipe.across))
+    h = _hidden(from_tiles(saved.gate_up, saved.recipe.cache_format, saved.recipe.across))
     return None, _weight_product(contiguous(as_matrix(g)), h, saved.recipe, 0)
 
 
@@ -107,7 +107,7 @@ def fp8_experts_in_backward_input(saved, g):
 
 def fp8_experts_in_backward_weight(saved, g):
     recipe, bounds, tokens = saved.recipe, saved.bounds, token_of_row(np, saved.position)
-    x = from_tiles(*saved.x, recipe.cache_format, recipe.across)
+    x = from_tiles(saved.x, recipe.cache_format, recipe.across)
     g, rows = contiguous(g), buffer(bounds, x.shape[1], x.dtype)
     grad_weight = np.zeros_like(saved.weight)
     for e, start, stop in runs(bounds):
@@ -158,7 +158,7 @@ def fp8_experts_out_backward_input(saved, g):
     of_row = weight_of_row(np, saved.weights, saved.position)
     sent = quantised(contiguous(g), recipe.gradient_format, recipe.across, recipe, recipe.rounding(G))
     factors, rows = _weight_factors(saved.weight, recipe, bounds), buffer(bounds, g.shape[1], g.dtype)
-    kept = from_tiles(*saved.gate_up, recipe.cache_format, recipe.across)
+    kept = from_tiles(saved.gate_up, recipe.cache_format, recipe.across)
     grad, grad_of_row = np.empty_like(kept), np.empty_like(of_row)
     for e, start, stop in runs(bounds):
         here = slice(start, stop)
@@ -170,7 +170,7 @@ def fp8_experts_out_backward_input(saved, g):
 def fp8_experts_out_backward_weight(saved, g):
     recipe, bounds, tokens = saved.recipe, saved.bounds, token_of_row(np, saved.position)
     of_row = weight_of_row(np, saved.weights, saved.position)
-    h = _hidden(from_tiles(*saved.gate_up, recipe.cache_format, recipe.across))
+    h = _hidden(from_tiles(saved.gate_up, recipe.cache_format, recipe.across))
     g, rows = contiguous(g), buffer(bounds, g.shape[1], g.dtype)
     grad_weight = np.zeros_like(saved.weight)
     for e, start, stop in runs(bounds):

@@ -70,8 +70,9 @@ def in_tiles(rows, format, tile, power_of_two, seed, *, back=False, keep=False):
     return Tiled(y, given.scales, encode(given.values, format) if keep else NO_CODES)
 
 
-def from_tiles(codes, scales, format, tile):
-    """The matrix (N, d) of codes, scaled back."""
+def from_tiles(cached, format, tile):
+    """The matrix (N, d) of codes and scales, scaled back."""
+    codes, scales = cached
     if codes.dtype != np.uint8:
         return reference.dequantize.forward(decode(codes, format, scales.dtype), scales, tile=tile)[0]
     y, size = np.empty(codes.shape, scales.dtype), reference.tile_size(tile, codes.shape)

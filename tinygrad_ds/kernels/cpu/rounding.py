@@ -12,6 +12,7 @@ is x, rounded to the nearest and ties to even by the processor itself.
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import njit, types
@@ -24,7 +25,7 @@ from tinygrad_ds.kernels.cpu.arithmetic import as_real, as_whole
 LEAST, RAISE, DROP, OFFSET, TOP, NAN, SIGN, LARGEST = range(8)
 
 _MANTISSA = {np.dtype(np.float32): 23, np.dtype(np.float64): 52}
-_WHOLE = {np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
+_WHOLE: dict[np.dtype, Any] = {np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
 
 
 @cache
@@ -228,7 +229,7 @@ def _power_above_for(dtype):
 
 
 # Without "reassoc": (x + rounder) - rounder is not x.
-_EXACT = {"fastmath": set()}
+_EXACT: dict[str, set] = {"fastmath": set()}
 
 
 @overload(nearest, jit_options=_EXACT)
