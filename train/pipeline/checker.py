@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from train.pipeline.memory import most_alive, most_waiting
 from train.pipeline.messages import Message, Planned, plan, stage_count
-from train.pipeline.steps import KINDS, F, I, Schedule, ScheduleError, Step, W
+from train.pipeline.steps import KINDS, B, F, I, Overlap, Schedule, ScheduleError, Step, W
 
 Channel = tuple[int, int, str, int]
 
@@ -75,6 +75,9 @@ def check_passes(schedule: Schedule) -> None:
             raise ScheduleError(
                 f"{part} is no step: its kind is one of {' '.join(KINDS)}, its numbers are from 0"
             )
+    for step in (step for rank in schedule for step in rank if isinstance(step, Overlap)):
+        if (step.forward.kind, step.backward.kind) != (F, B):
+            raise ScheduleError(f"{step} is no F&B: it is one F and one whole B, in this order")
     times = Counter(parts)
     for part, number in times.items():
         if number > 1:

@@ -23,6 +23,14 @@ WORDS = {F: "forward", B: "backward", I: "backward, inputs", W: "backward, weigh
 INK = ("#1a202c", "#ffffff")  # of the numbers on light and on deep cells
 LEFT, WIDTH, ROW, GAP = 64, 1136, 24, 3  # pixels
 FONT = "font-family='Helvetica,Arial,sans-serif'"
+STYLE = "".join(
+    f".p{kind}{direction}{{fill:{shade};stroke:#fff;stroke-width:.6}}"
+    for kind, shades in COLOURS.items()
+    for direction, shade in enumerate(shades)
+) + (
+    f".pFB{{fill:none;stroke:{INK[0]};stroke-width:.9}}"
+    f".pn0{{fill:{INK[0]};text-anchor:middle}}.pn1{{fill:{INK[1]};text-anchor:middle}}"
+)
 
 
 def chart(timelines: Mapping[str, Timeline]) -> str:
@@ -41,7 +49,14 @@ def chart(timelines: Mapping[str, Timeline]) -> str:
     )
     head = f"<svg xmlns='http://www.w3.org/2000/svg' {size} role='img' aria-label='{label}' {FONT}>"
     return "\n".join(
-        [head, "<rect width='100%' height='100%' fill='#ffffff'/>", *legend(), *pieces, "</svg>\n"]
+        [
+            head,
+            f"<style>{STYLE}</style>",
+            "<rect width='100%' height='100%' fill='#fff'/>",
+            *legend(),
+            *pieces,
+            "</svg>\n",
+        ]
     )
 
 
@@ -68,25 +83,25 @@ def panel(name: str, timeline: Timeline, top: float, scale: float) -> Iterator[s
     for rank, step, start, end in timeline.spans:
         x, y = LEFT + (start - begin) * scale, top + 22 + rank * ROW
         height = (ROW - GAP) / len(step.parts)
-        yield f"<g><title>rank {rank}: {step}, {start:.6g} to {end:.6g}</title>"
+        group = f"<g><title>{step}, {start:.6g} to {end:.6g}</title>"
         for number, part in enumerate(step.parts):
             direction = turned[part.stage, part.microbatch]
-            yield cell(part, direction, x, y + number * height, (end - start) * scale, height)
+            group += cell(part, direction, x, y + number * height, (end - start) * scale, height)
         if len(step.parts) > 1:
-            box = f"width='{(end - start) * scale:.2f}' height='{ROW - GAP}'"
-            yield f"<rect x='{x:.2f}' y='{y}' {box} fill='none' stroke='{INK[0]}' stroke-width='0.9'/>"
-        yield "</g>"
+            size = f"width='{(end - start) * scale:.2f}' height='{ROW - GAP}'"
+            group += f"<rect class='pFB' x='{x:.2f}' y='{y:g}' {size}/>"
+        yield group + "</g>"
 
 
 def cell(part: Step, direction: int, x: float, y: float, width: float, height: float) -> str:
     """One pass, with the number of its micro-batch where there is room for it."""
-    box = f"x='{x:.2f}' y='{y:.1f}' width='{width:.2f}' height='{height:.1f}'"
-    drawn = f"<rect {box} fill='{COLOURS[part.kind][direction]}' stroke='#ffffff' stroke-width='0.6'/>"
+    box = f"x='{x:.2f}' y='{y:g}' width='{width:.2f}' height='{height:g}'"
+    drawn = f"<rect class='p{part.kind}{direction}' {box}/>"
     size = min(10.5, height - 1, (width - 1) / (0.58 * len(str(part.microbatch))))
     if size < 6:
         return drawn
-    place = f"x='{x + width / 2:.2f}' y='{y + height / 2 + 0.36 * size:.1f}' text-anchor='middle'"
-    return drawn + f"<text {place} font-size='{size:.3g}' fill='{INK[direction]}'>{part.microbatch}</text>"
+    place = f"x='{x + width / 2:.1f}' y='{y + height / 2 + 0.36 * size:.1f}' font-size='{size:.3g}'"
+    return drawn + f"<text class='pn{direction}' {place}>{part.microbatch}</text>"
 
 
 def directions(schedule: Schedule) -> dict[tuple[int, int], int]:

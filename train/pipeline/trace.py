@@ -44,7 +44,8 @@ def chrome_trace(timeline: Timeline, unit: float = 1.0) -> dict[str, Any]:
                     "cat": "message",
                     "id": numbers.setdefault(message, len(numbers)),
                 }
-                events.append(flow | here | {"ph": "s", "ts": end * scale})
+                # an arrow belongs to the step that its beginning lies in, so it begins just before the end
+                events.append(flow | here | {"ph": "s", "ts": (end - (end - start) / 1000) * scale})
             for message in planned.receives:
                 flow = {
                     "name": str(message),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.errors import UserError
-from train.pipeline import ScheduleError, check, schedule
+from train.pipeline import Overlap, ScheduleError, check, schedule
 from train.pipeline.checker import by_channel, channel, run
 from train.pipeline.memory import most_alive
 from train.pipeline.messages import plan
@@ -179,6 +179,9 @@ def test_steps_that_are_none_are_refused():
     step = schedule.gpipe(1, 1)[0][0]
     with pytest.raises(UserError, match="0X0 is no step: its kind is one of F B I W"):
         check([[step._replace(kind="X")]])
+    other = step._replace(microbatch=1)
+    with pytest.raises(UserError, match=r"\(0F0;0F1\)OVERLAP_F_B is no F&B: it is one F and one whole B"):
+        check([[Overlap(step, other)]])
 
 
 def meets(steps, ahead, seed):
