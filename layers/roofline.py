@@ -12,6 +12,8 @@ from layers.config import DeepSeekConfig
 from layers.plan import MTP, SMALL, cache_numbers, count, parts, stored, weight_bytes
 from tinygrad_ds.dtypes import dtype
 
+LOGITS = 1024  # rows whose logits the head has at once (kernels/cuda/loss.py; on the CPU half as many)
+
 
 class Work(NamedTuple):
     """One pass: floating-point operations, and bytes that cross the memory's bus at least."""
@@ -126,10 +128,15 @@ def kept_numbers(config: DeepSeekConfig) -> int:
 
 
 def memory_to_train(config: DeepSeekConfig, batch: int, length: int) -> dict[str, int]:
-    """Bytes by purpose, in float32: weights, gradients, AdamW's two moments, and what backward reads."""
+    """Bytes by purpose, in float32: their sum is the peak, within a tenth.
+
+    Weights, gradients, AdamW's two moments, what backward reads, and the logits that the head has at once.
+    """
     weights = weight_bytes(config, "float32", mtp=True)
     kept = 4 * batch * length * kept_numbers(config)
-    return {"weights": weights, "gradients": weights, "moments": 2 * weights, "kept for backward": kept}
+    logits = 4 * min(batch * length, LOGITS) * config.vocab_size
+    fixed = {"weights": weights, "gradients": weights, "moments": 2 * weights}
+    return fixed | {"kept for backward": kept, "logits": logits}
 
 
 def memory_to_serve(config: DeepSeekConfig, batch: int, length: int, kind: str) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Muon: the momentum of a matrix is made orthogonal before it is applied. AdamW serves all the rest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -135,6 +135,11 @@ class Muon:
                 m[i] += g
                 ahead[i] += (1 + self.momentum) * g
         return ahead
+
+    def moment_arrays(self) -> Iterator[Array]:
+        """All arrays of the state."""
+        yield from (m for _, m in self.groups)
+        yield from self.rest.moment_arrays()
 
     def zero_grad(self) -> None:
         """Forget the gradients of the whole model."""

@@ -175,6 +175,10 @@ class AdamW:
             )
             leaf.written()
 
+    def moment_arrays(self) -> Iterator[Array]:
+        """All arrays of the state."""
+        return (moment for pair in self.moments.values() for moment in pair)
+
     def zero_grad(self) -> None:
         """Forget the gradients of the whole model."""
         self.model.zero_grad()

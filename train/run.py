@@ -1,7 +1,8 @@
 """Pre-training from text to report: puts data, network, optimizer and loop together in a run's folder."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from train.cache import write_aside
 from train.checkpoint import Checkpoints, SaveEvery, load_model, load_state
 from train.config import Config
 from train.data import Corpus, load_corpus
+from train.device_memory import OutOfMemory, device_bytes, told_where_it_went, too_large
 from train.errors import UserError
 from train.evaluate import bits_per_byte
 from train.metrics import Metrics
@@ -194,6 +196,14 @@ def go_on(
 
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
 
+    @contextmanager
+    def around() -> Iterator[None]:
+        with (
+            told_where_it_went(model, team.optimizer, config.micro_batch),
+            precision(products, seed=state.step),
+        ):
+            yield
+
     def watch() -> list[Hook]:
         """What is shown, measured and saved."""
         whole, optimizer = team.whole, team.whole_optimizer
@@ -209,6 +219,8 @@ def go_on(
     own: list[Hook] = [GradientNorms(model, clip=learning.clip, squares=team.squares)]
     if config.seconds is not None and config.seconds > state.seconds:
         own.insert(0, TimeLimit(config.seconds, before=state.seconds))
+    if told := too_large(model.config, config.micro_batch, config.time, device_bytes()):
+        display.say(told)
     try:
         with display:
             train(
@@ -224,9 +236,14 @@ def go_on(
                     learning.bias_speed * (state.done < learning.bias_until * state.total)
                 ),
                 gradients=team.gradients,
-                around=lambda: precision(products, seed=state.step),
+                around=around,
                 after=team.after(own, watch),
             )
+    except OutOfMemory as error:
+        model.zero_grad()
+        if team.speaks:
+            checkpoints.save(team.whole, team.whole_optimizer, state)
+        raise TrainingStopped(f"step {state.step + 1}: {error} {checkpoints.latest()} is whole") from None
     except TrainingStopped as error:
         kept = checkpoints.all()
         raise TrainingStopped(f"{error}; {f'{kept[-1]} is whole' if kept else 'no checkpoint yet'}") from None

@@ -36,8 +36,7 @@ extern "C" __global__ void embedding_backward(const long long* ids, const real* 
       real sum = grad[id * d + c];
       for (int m = 0; m < found; m++) sum += g[(start + matches[m]) * d + c];
       grad[id * d + c] = sum;
-    }
-    __syncthreads();  // before the next round's matches are written
+    }  // the next round's matches are written behind a barrier that all reach when they are here
   }
 }
 
