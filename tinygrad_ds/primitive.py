@@ -139,7 +139,9 @@ class Primitive:
     def _run(self, arrays: list[Array], options: dict[str, Any]) -> tuple[Any, tuple[Any, Any]]:
         """The pair that served this call, and what its forward returned."""
         device = device_of(arrays[0]) if arrays else "cpu"
-        if settings.current().kernels == "fused" and device in self.fused:
+        # NumPy and CuPy mixed are the reference's to refuse, as CuPy does.
+        mixed = any(type(a) is not type(arrays[0]) and device_of(a) != device for a in arrays)
+        if settings.current().kernels == "fused" and device in self.fused and not mixed:
             twin = self.fused[device]
             answer = twin.forward(*arrays, **options)
             if answer is not NotImplemented:
