@@ -130,11 +130,12 @@ def begin(arguments: list[str], default: Config, program: str) -> None:
             tg.set_threads(threads)
         except ValueError as error:
             raise UserError(str(error)) from error
-    team = make_team(asked.settings)
+    display = Display()
+    team = make_team(asked.settings, display.say)
     if asked.resume:
-        run.resume(asked.resume, default, asked.settings, Display(), team)
+        run.resume(asked.resume, default, asked.settings, display, team)
     else:
-        run.start(asked.settings, Display(), team)
+        run.start(asked.settings, display, team)
 
 
 def write(asked: Generate) -> None:

@@ -109,13 +109,16 @@ class Parallel:
     """Copies of busy experts, beyond one of each, over all these ranks."""
     shard_optimizer: bool = False
     """ZeRO-1: what several ranks hold alike, each steps a share of, and keeps the moments of that alone."""
+    trace_step: int = 3
+    """The step of this session that pipeline.svg and pipeline.json in the run's folder show; 0: none."""
     timeout: float = 60.0
     """Seconds that a rank waits for others in a step before it ends the run, saying what it waits for; ten
     times as long for what is no part of a step."""
 
     def __post_init__(self) -> None:
-        if self.redundant_experts < 0:
-            raise UserError(f"redundant_experts is {self.redundant_experts} but must be at least 0")
+        for name in ("redundant_experts", "trace_step"):
+            if (value := getattr(self, name)) < 0:
+                raise UserError(f"{name} is {value} but must be at least 0")
         for name in ("pipeline_ranks", "expert_ranks", "expert_nodes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} is {value} but must be at least 1")

@@ -1,5 +1,6 @@
 """Several ranks as one who trains: a part of the network on each, their gradients, their judge and scribe."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -20,17 +21,18 @@ from train.parallel.replicas import Replicas
 from train.parallel.units import Shard, of_shard, places, to_whole
 from train.pipeline.executor import Executor
 from train.pipeline.interleave import Interleaver
+from train.pipeline.measured import recorded, write_charts
 from train.pipeline.stage import Stage
 from train.team import Hook, Team
 from train.trainer import Loss, Record, State, Work
 
 
-def make_team(config: Config) -> Team:
+def make_team(config: Config, say: Callable[[str], None]) -> Team:
     """This process alone, or as one rank of those that mpiexec started. Raises UserError."""
     if under_mpiexec():
         ranks = world()
         refuse_differences(config, ranks)
-        return Crew(config, ranks)
+        return Crew(config, ranks, say)
     if config.parallel != Parallel():
         raise UserError(
             f"pipeline is {config.parallel.pipeline} and expert_ranks {config.parallel.expert_ranks}, but "
@@ -105,8 +107,8 @@ class WholeOptimizer:
 class Crew(Team):
     """One rank among all. Raises UserError, on all of them, where the settings do not fit their number."""
 
-    def __init__(self, config: Config, ranks: Communicator) -> None:
-        self.config, self.ranks = config, ranks
+    def __init__(self, config: Config, ranks: Communicator, say: Callable[[str], None]) -> None:
+        self.config, self.ranks, self.say = config, ranks, say
         self.layout: Layout = make_layout(config.parallel, ranks.rank, ranks.size)
         self.layout.stages(config.sizes.num_hidden_layers)
         settings = config.parallel
@@ -114,7 +116,8 @@ class Crew(Team):
         check(config.sizes.n_routed_experts, self.hosts, config.sizes.n_group)
         check_batches(config, self.layout)
         ranks.post.patience = config.parallel.timeout
-        self.speaks, self.began = ranks.rank == 0, False
+        self.speaks = ranks.rank == 0
+        self.steps = 0  # of this session
         self.loads: dict[str, np.ndarray] = {}
 
     def first_alone(self, work: Callable[[], Any], what: str) -> Any:
@@ -156,9 +159,21 @@ class Crew(Team):
     def gradients(self, model: DeepSeekModel, work: Work, loss: Loss, state: State) -> dict[str, float]:
         """The loss of the whole batch with its parts; its gradient, or a share of it, in the leaves."""
         parts = list(work.parts[self.layout.line :: self.layout.lines])
-        with state.phase("passes"), nullcontext() if self.began else self.ranks.patient():
-            self.began = True  # the first step may compile kernels
-            own = self.executor.run(parts, work.count, loss)
+        self.steps += 1
+        traced = self.steps == self.config.parallel.trace_step and self.layout.length > 1
+        if traced:
+            self.ranks.everybody(None, "the beginning of the step that is traced")
+            self.ranks.trace.restart()
+            self.ranks.trace.recording = True
+        with state.phase("passes"), self.ranks.patient() if self.steps == 1 else nullcontext():
+            own = self.executor.run(parts, work.count, loss)  # the first time it may compile kernels
+        if traced:
+            self.ranks.trace.recording = False
+            traces = self.ranks.to_first(self.ranks.trace, "the traces")[: self.layout.length]
+            if self.speaks:
+                lists = self.layout.schedule(self.layout.length, len(parts))
+                cores = len(os.sched_getaffinity(0))
+                self.say(write_charts(self.config.out, recorded(lists, traces), cores))
         with state.phase("sums over ranks"):
             moes = model.moe_layers()
             loads = {name: moe.load for name, moe in moes.items()}

@@ -64,9 +64,3 @@ class Trace:
         if self.recording:
             nbytes = sum(buffer.nbytes for buffer in pending.buffers)
             self.flights.append(Flight(pending.what, pending.posted, pending.seen, nbytes))
-
-    def meanwhile(self, flight: Flight) -> list[str]:
-        """The components that ran between posting and seeing it complete, in order."""
-        return [
-            span.name for span in self.components if span.ended > flight.posted and span.began < flight.seen
-        ]

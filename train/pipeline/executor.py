@@ -37,12 +37,15 @@ class Executor:
         interleaver: Interleaver,
     ) -> None:
         self.stages, self.schedule, self.line, self.interleaver = stages, schedule, line, interleaver
+        self.planned: dict[int, list[Planned]] = {}  # by the number of micro-batches
         self.most_alive = 0
         """The most stage inputs that were kept at once, in the last batch."""
 
     def run(self, parts: list[Any], count: Any, loss: Loss) -> dict[str, float]:
         """Leave the gradients of these micro-batches in the leaves; return this rank's shares of the loss."""
-        planned = plan(self.schedule(self.line.size, len(parts)))[self.line.rank]
+        if len(parts) not in self.planned:
+            self.planned[len(parts)] = plan(self.schedule(self.line.size, len(parts)))[self.line.rank]
+        planned = self.planned[len(parts)]
         batch = Passes(self, parts, count, loss)
         for number, each in enumerate(planned):
             for soon in planned[number : number + AHEAD + 1]:

@@ -76,7 +76,9 @@ class Case:
         """The settings of a run that would be this."""
         sizes = Sizes(num_hidden_layers=self.layers, n_routed_experts=CONFIG.n_routed_experts)
         schedule = Schedule(batch=2 * self.ranks * ROWS, first_batch=0)
-        return Config(micro_batch=ROWS, sizes=sizes, schedule=schedule, parallel=self.parallel)
+        return Config(
+            micro_batch=ROWS, sizes=sizes, schedule=schedule, parallel=replace(self.parallel, trace_step=0)
+        )
 
 
 def go(case: Case, team: Team) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def named(pieces: list[dict[str, np.ndarray]], model: DeepSeekModel) -> dict[str
 def measure(case: Case, ranks: Any) -> dict[str, Any]:
     """On rank 0: losses, gradients, weights and the optimizer's state at the end, and what ranks count."""
     ranks.trace.sent = 0
-    crew = Crew(case.config, ranks)
+    crew = Crew(case.config, ranks, print)
     seen = go(case, crew)
     crew.fetch(moments=True)
     copies = {part.name: part.data.tobytes() for part in crew.model.published()}

@@ -74,7 +74,7 @@ def test_batches_that_do_not_fit_are_refused(pipeline, schedule, sentence):
 def test_one_process_refuses_what_needs_several(monkeypatch):
     monkeypatch.setattr("train.parallel.launch.MARKS", ())
     with pytest.raises(UserError, match="start several by `mpiexec -n 4"):
-        make_team(replace(Config(), parallel=Parallel(pipeline="dualpipe")))
+        make_team(replace(Config(), parallel=Parallel(pipeline="dualpipe")), print)
 
 
 @pytest.mark.parametrize("name", ["pipeline_ranks", "expert_ranks", "redundant_experts", "timeout"])
