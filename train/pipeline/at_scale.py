@@ -8,7 +8,7 @@ over the stages by search, the step is simulated, and steps are counted.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -209,11 +209,11 @@ def spent(timeline: Timeline) -> dict[str, float]:
     return seconds | {"bubble": sum(timeline.idle) / len(timeline.idle)}
 
 
-def from_published_passes(given: Assumptions) -> Timeline:
+def from_published_passes(given: Assumptions, slowdown: float | Sequence[float] = 1.0) -> Timeline:
     """The step that the schedule gives if its passes take what was measured: published sums by their numbers.
 
-    All stages alike. What is left of the published step beside this one is not in the schedule: ranks that
-    wait for slower ones, and passes that do not always take the same time.
+    All stages alike, ranks as slow as is given. What is left of the published step beside that of even ranks
+    is not in the schedule: ranks that wait for slower ones, passes that do not always take the same time.
     """
     simulator = simulator_of(given.pipeline_ranks, given.microbatches)
     schedule = simulator.schedule
@@ -221,7 +221,8 @@ def from_published_passes(given: Assumptions) -> Timeline:
     number = {kind: times / len(schedule) for kind, times in kinds.items()}  # on the average rank
     w = PUBLISHED_STEP["W"] / number[W,]
     i = (PUBLISHED_STEP["B"] - number[B,] * w) / (number[B,] + number[I,])
-    times = Times(F=PUBLISHED_STEP["F"] / number[F,], I=i, W=w, FB=PUBLISHED_STEP["F&B"] / number[F, B])
+    f, fb = PUBLISHED_STEP["F"] / number[F,], PUBLISHED_STEP["F&B"] / number[F, B]
+    times = Times(F=f, I=i, W=w, FB=fb, slowdown=slowdown)
     return simulator.run(times, message_seconds(DeepSeekConfig(), given))
 
 

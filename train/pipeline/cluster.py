@@ -43,7 +43,7 @@ class Assumptions:
     experts_out: float = number(1099e12, "FLOP/s", "DeepGEMM, 4 groups of 8192 x 7168 x 2048", 930e12, 1260e12)
     dispatch: float = number(51e9, "B/s", "DeepEP, 64 ranks between nodes", 46e9, 58e9)
     combine: float = number(50e9, "B/s", "DeepEP, 64 ranks between nodes", 45e9, 57e9)
-    network: float = number(50e9, "B/s", "V3, section 3.1: InfiniBand, each GPU", 40e9, 50e9)
+    network: float = number(50e9, "B/s", "V3, section 3.2.2: InfiniBand, each GPU", 40e9, 50e9)
     memory: float = number(3.35e12, "B/s", "NVIDIA's data sheet: HBM3", 2.5e12, 3.35e12)
     share_of_sms: float = number(112 / 132, "of the SMs", "V3, section 3.2.2: 20 of 132 communicate", 0.82, 1.0)
     # assumed

@@ -104,6 +104,8 @@ def test_the_schedule_with_measured_passes_takes_what_was_measured_but_for_some_
         assert seconds[kind] == pytest.approx(PUBLISHED_STEP[kind])
     step = timeline.length + PUBLISHED_STEP["optimizer"]
     assert 0.9 * PUBLISHED_STEP["step"] < step < PUBLISHED_STEP["step"]
+    one_slow = from_published_passes(GIVEN, [1.08 if rank == 7 else 1.0 for rank in range(16)])
+    assert spent(one_slow)["bubble"] == pytest.approx(PUBLISHED_STEP["bubble"], rel=0.1)
 
 
 def test_steps_of_a_growing_batch_are_counted_one_by_one():
