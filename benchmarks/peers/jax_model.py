@@ -3,7 +3,7 @@
 - Rows sorted by expert are cut into blocks of one expert each, so that experts are one product of blocks.
 - Where the gradient of a gather is itself a gather or a product, it is written so: XLA adds scattered rows
   up one at a time.
-- Decoding reads latents, in the absorbed form, and the weights of chosen experts only.
+- Decoding reads latents, in the absorbed form, and for a single row the weights of its experts only.
 """
 
 import math
@@ -162,11 +162,20 @@ def attention_step(config, layer, x, cache, length, cos, sin):
 
 
 def experts_step(config, x, layer):
-    """`experts` for a few tokens: the weights of each one's experts are gathered."""
+    """`experts` for a few tokens: the weights that each one chose, or all where most of them are chosen."""
     indices, weights = route(config, x, layer)
-    gate_up = jnp.einsum("nd,nkod->nko", x, layer["gate_up"][indices])
-    gate, up = jnp.split(gate_up, 2, axis=-1)
-    return jnp.einsum("nki,nkdi,nk->nd", jax.nn.silu(gate) * up, layer["down"][indices], weights)
+    if indices.size < config["n_routed_experts"]:
+        chosen = [[expert_of(x[n], layer, e) for e in indices[n]] for n in range(len(x))]
+        return jnp.stack([weights[n] @ jnp.stack(row) for n, row in enumerate(chosen)])
+    of_expert = (jax.nn.one_hot(indices, config["n_routed_experts"]) * weights[..., None]).sum(axis=1)
+    gate, up = jnp.split(jnp.einsum("nd,eod->eno", x, layer["gate_up"]), 2, axis=-1)
+    return jnp.einsum("eni,edi->nd", jax.nn.silu(gate) * up * of_expert.T[..., None], layer["down"])
+
+
+def expert_of(x, layer, e):
+    """FFN_e of one token."""
+    gate_up, down = (lax.dynamic_index_in_dim(layer[name], e, keepdims=False) for name in ("gate_up", "down"))
+    return swiglu(x, gate_up, down)
 
 
 def feed_forward(config, layer, y, of_experts):

@@ -97,12 +97,13 @@ def test_jax_has_our_shapes_loss_and_step(jax_model, model):
     assert max(jax.tree.leaves(moved)) < 0.1 * LR
 
 
-def test_jax_decodes_our_tokens(jax_model, model):
+@pytest.mark.parametrize("batch", [1, 5])  # few choices of experts, and more than there are experts
+def test_jax_decodes_our_tokens(jax_model, model, batch):
     """Greedy tokens behind a prompt, through its cache of latents and through our whole network."""
     import jax
     import jax.numpy as jnp
 
-    ids, params, new = drawn_ids(2, 6), as_params(model), 5
+    ids, params, new = drawn_ids(batch, 6), as_params(model), 5
     kept = jax.jit(partial(jax_model.hidden, SETTINGS))(params, ids)[1]
     caches = [jnp.pad(made[:, :-1], ((0, 0), (0, new + 1), (0, 0))) for made in kept]
     token, step = ids[:, -1:], jax.jit(partial(jax_model.decode_step, SETTINGS))
