@@ -36,6 +36,7 @@ TWINS: dict[str, dict[str, str]] = {
         "grouped_linear": "grouped",
         "linear_cross_entropy": "loss",
         "log_softmax": "activation",
+        "quantize": "quantize",
         "rmsnorm": "norm",
         "rope": "rope",
         "router_selection": "routing",
