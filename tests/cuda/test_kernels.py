@@ -124,6 +124,11 @@ LARGER = {
     "experts_out": [
         ((numbers(450, 90), numbers(150, 3, seed=1), numbers(5, 70, 45, seed=2), *sent(150, 3, 5)), {})
     ],
+    "quantize": [
+        ((100 * numbers(3, 200),), {"format": "e4m3", "tile": (1, 128)}),
+        ((numbers(130, 140),), {"format": "e5m2", "tile": (128, 128), "power_of_two": True}),
+        ((numbers(9, 150),), {"format": "e5m6", "tile": (128, 1), "seed": 7}),
+    ],
     "softmax": [((numbers(5, 100),), {})],
     "log_softmax": [((numbers(5, 100),), {})],
 }
