@@ -15,6 +15,7 @@ SOURCES := setup.cfg pyproject.toml constraints.txt
 
 # Two workers with one thread each (tests/conftest.py): more threads than cores would wait for each other.
 WORKERS ?= 2
+GPU ?= cuda13
 SEED ?= $(shell date +%s)
 SEED := $(SEED)
 PYTEST = seconds=$$(cat $(SETUP_SECONDS) 2>/dev/null); rm -f $(SETUP_SECONDS); SETUP_SECONDS=$$seconds \
@@ -82,7 +83,9 @@ test-cuda: $(CUDA)/.installed  ## everything on CuPy arrays, without a GPU: the 
 	CUPY_ON_CPU_SHUFFLE=1 CUPY_ON_CPU_GUARD=1 $(ON_CPU) -m pytest -n $(WORKERS) --dist worksteal \
 	    --durations 5 tests/cuda/test_kernels.py tests/cuda/test_mutants.py
 
-gpu-check: $(INSTALLED)  ## for people with a GPU and CuPy: the tests and a benchmark on it, report in gpu-report.md
+gpu-check: $(INSTALLED)  ## for people with a GPU (GPU=cuda12 for an older driver): tests, benchmark, gpu-report.md
+	@if command -v nvidia-smi > /dev/null && ! $(BIN)/python -c 'import cupy' 2> /dev/null; then \
+	    $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,$(GPU)]'; fi
 	$(BIN)/python -m benchmarks.gpu
 
 oracle: $(ORACLE)/.installed  ## the same numbers from torch and transformers, in an environment of their own
