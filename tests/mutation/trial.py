@@ -1,7 +1,7 @@
 """Trying one mutant, inside a worker: its code is put in place, the checks run, the old code comes back.
 
 First come the checks of the registry walk on cases drawn once, so that most mutants fall in milliseconds;
-what is left meets the tests themselves, run by pytest in this very process.
+what is left meets the tests themselves in the end, run by pytest in this very process.
 """
 
 import ast
@@ -80,11 +80,10 @@ class Laboratory:
         self.known: dict[tuple[str, bool], list[Known]] = {}
         self.failing: dict[tuple, list[str]] = {}  # tests that fail with the right code here, to be left out
 
-    def outcome(self, mutant: Mutant) -> tuple[str, str]:
-        """("killed", by what), ("survived", ""), or ("untried", why) where the right code fails here."""
+    def by_cases(self, mutant: Mutant) -> tuple[str, str]:
+        """("killed", by what), ("alive", ""), or ("untried", why) where the right code fails here."""
         fused = mutant.target.file.startswith(KERNELS)
-        names = [name for name in mutant.target.primitives if name in STRATEGIES]
-        for name in names:  # while the code is still right
+        for name in (names := covered_by(mutant)):  # while the code is still right
             try:
                 self.cases(name, fused)
             except Exception as error:
@@ -95,7 +94,12 @@ class Laboratory:
                     self.walk(name, fused)
                 except Killed as killed:
                     return "killed", f"{name}: {killed}"
-        selection = self.selection(mutant, names, fused)
+        return "alive", ""
+
+    def by_tests(self, mutant: Mutant) -> tuple[str, str]:
+        """("killed", by which test) or ("survived", "")."""
+        fused = mutant.target.file.startswith(KERNELS)
+        selection = self.selection(mutant, covered_by(mutant), fused)
         if (key := tuple(selection)) not in self.failing:
             self.failing[key] = [f"--deselect={test}" for test in failures(selection, not fused)]
         with self.in_place(mutant):
@@ -155,6 +159,11 @@ class Laboratory:
             nodes += files_about(names)
             skip = "kernel or twin"
         return ["-k", f"not ({skip})", *nodes]
+
+
+def covered_by(mutant: Mutant) -> list[str]:
+    """The primitives whose cases try a mutant."""
+    return [name for name in mutant.target.primitives if name in STRATEGIES]
 
 
 class OnlyReference:

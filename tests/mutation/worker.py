@@ -5,6 +5,7 @@ They are spawned, not forked, and know before they import anything whether kerne
 
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -47,9 +48,10 @@ def serve(pipe: Connection, plain_kernels: bool) -> None:
 
     laboratory = Laboratory()
     pipe.send("ready")
-    while (mutant := pipe.recv()) is not None:
+    while (asked := pipe.recv()) is not None:
+        mutant, cases_only = asked
         try:
-            pipe.send(laboratory.outcome(mutant))
+            pipe.send(laboratory.by_cases(mutant) if cases_only else laboratory.by_tests(mutant))
         except Stale as stale:
             pipe.send(("stale", str(stale)))
 
@@ -68,10 +70,10 @@ class Worker:
         if not self.pipe.poll(START) or self.pipe.recv() != "ready":
             raise RuntimeError("a worker did not start: run one mutant with --workers 1 to see why")
 
-    def give(self, mutant: Mutant) -> None:
+    def give(self, mutant: Mutant, cases_only: bool) -> None:
         """Start on a mutant."""
         self.mutant, self.began, self.used = mutant, monotonic(), processor_seconds(self.process.pid)
-        self.pipe.send(mutant)
+        self.pipe.send((mutant, cases_only))
 
     def seconds(self) -> float:
         """What the mutant has used of the processor so far."""
@@ -89,17 +91,23 @@ class Worker:
 
 
 def run(mutants: list[Mutant], workers: int, limit: float) -> Iterator[Outcome]:
-    """Try all mutants on so many processes, `limit` seconds of each at most; outcomes as they come."""
+    """Try all mutants on so many processes, `limit` seconds of each at most; outcomes as they come.
+
+    What the cases leave alive waits for the tests until all have met the cases, which take milliseconds.
+    """
     for plain in (False, True):
-        waiting = [each for each in mutants if each.target.file.startswith(KERNELS) == plain]
-        yield from run_kind(waiting[::-1], workers, limit, plain)
+        of_a_kind = [each for each in mutants if each.target.file.startswith(KERNELS) == plain]
+        yield from run_kind([(mutant, True) for mutant in of_a_kind], workers, limit, plain)
 
 
-def run_kind(waiting: list[Mutant], workers: int, limit: float, plain: bool) -> Iterator[Outcome]:
-    """The same for mutants of one kind, the last of the list first."""
+def run_kind(
+    mutants: list[tuple[Mutant, bool]], workers: int, limit: float, plain: bool
+) -> Iterator[Outcome]:
+    """The same for mutants of one kind, each with whether it meets the cases only."""
+    waiting = deque(mutants)
     busy = [Worker(plain) for _ in range(min(workers, len(waiting)))]
     for worker in busy:
-        worker.give(waiting.pop())
+        worker.give(*waiting.popleft())
     while busy:
         ready = wait([worker.pipe for worker in busy], timeout=1.0)
         for place, worker in reversed(list(enumerate(busy))):
@@ -118,9 +126,12 @@ def run_kind(waiting: list[Mutant], workers: int, limit: float, plain: bool) -> 
                 busy[place] = renewed(worker)
             else:
                 continue
-            yield Outcome(worker.mutant, verdict, by, seconds)
+            if verdict == "alive":
+                waiting.append((worker.mutant, False))
+            else:
+                yield Outcome(worker.mutant, verdict, by, seconds)
             if waiting:
-                busy[place].give(waiting.pop())
+                busy[place].give(*waiting.popleft())
             else:
                 busy.pop(place).stop()
 
