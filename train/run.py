@@ -7,6 +7,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
+
 from layers import DeepSeekModel
 from layers.precision import precision
 from tinygrad_ds import Tensor
@@ -19,7 +21,7 @@ from train.data import Corpus, load_corpus
 from train.device_memory import OutOfMemory, device_bytes, told_where_it_went, too_large
 from train.errors import UserError
 from train.evaluate import bits_per_byte
-from train.metrics import Metrics
+from train.metrics import Metrics, read_metrics
 from train.muon import Muon
 from train.observe import GradientNorms, HeldOut, Samples, TimeLimit
 from train.optimizer import AdamW
@@ -98,6 +100,7 @@ def resume(folder: Path, saved: Config, config: Config, display: Display, team: 
             f"the text is not what {folder} began with (sha256 {data.corpus.sha256[:12]}, then "
             f"{began_with[:12]}): start a new run with it"
         )
+    team.remembered = latest_loads(folder)
     team.take(load_model(checkpoint), lambda model: make_optimizer(config, model))
     state = load_state(checkpoint, team.whole_optimizer)
     if config.tokens != saved.tokens:
@@ -110,6 +113,12 @@ def resume(folder: Path, saved: Config, config: Config, display: Display, team: 
     team.first_alone(lambda: config.save(folder / "config.toml"), "the settings")
     display.say(f"going on from {checkpoint}")
     go_on(folder, config, data, team, state, display)
+
+
+def latest_loads(folder: Path) -> dict[str, np.ndarray]:
+    """The tokens of every layer's experts, over the last steps of a run."""
+    latest = [record["loads"] for record in read_metrics(folder / "metrics.jsonl")[-20:]]
+    return {name: np.sum([loads[name] for loads in latest], axis=0) for name in (latest or [{}])[-1]}
 
 
 def settled(config: Config) -> dict[str, object]:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from layers import DeepSeekModel
-from train.observe import squares_by_layer
 from train.device_step import Pending, clip_later
+from train.observe import squares_by_layer
 from train.trainer import Loss, Record, State, Work, accumulate
 
 Hook = Callable[[State, Record], None]
@@ -23,6 +25,10 @@ class Team:
     whole: DeepSeekModel
     optimizer: Any
     whole_optimizer: Any
+
+    def __init__(self) -> None:
+        self.remembered: dict[str, np.ndarray] = {}
+        """The loads of experts by layer, where a run that goes on knows them: set before `take`."""
 
     def take(self, model: DeepSeekModel, make_optimizer: Callable[[Any], Any]) -> None:
         """Take over a network, for which `make_optimizer` makes an optimizer."""

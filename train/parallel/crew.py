@@ -108,6 +108,7 @@ class Crew(Team):
     """One rank among all. Raises UserError, on all of them, where the settings do not fit their number."""
 
     def __init__(self, config: Config, ranks: Communicator, say: Callable[[str], None]) -> None:
+        super().__init__()
         self.config, self.ranks, self.say = config, ranks, say
         self.layout: Layout = make_layout(config.parallel, ranks.rank, ranks.size)
         self.layout.stages(config.sizes.num_hidden_layers)
@@ -146,15 +147,34 @@ class Crew(Team):
         self.whole, self.whole_optimizer = self.model, WholeOptimizer(self)
         if self.speaks:
             self.whole = DeepSeekModel(model.config, seed=None, dtype=model.dtype.name)
+        self.tell_bytes()
+
+    def tell_bytes(self) -> None:
+        """Say how much of the network, and of the optimizer's state, a rank holds."""
+        weights = sum(leaf.data.nbytes for leaf in self.model.parameters())
+        moments = sum(array.nbytes for array in self.optimizer.inner.state_dict().values())
+        held = self.ranks.everybody((weights, moments), "the bytes that ranks hold")
+        for what, each in zip(("weights", "the optimizer's state"), zip(*held)):
+            least, most = min(each) / 1e6, max(each) / 1e6
+            self.say(f"ranks hold {least:.2f} to {most:.2f} MB of {what}")
 
     def spread_experts(self, model: DeepSeekModel, interleaver: Interleaver) -> None:
         """Place the experts by the loads that are known, and leave this rank those of its layers."""
-        moes, even = model.moe_layers(), np.ones(model.config.n_routed_experts)
+        if self.hosts.ranks == 1:
+            return
+        moes, experts = model.moe_layers(), model.config.n_routed_experts
+        known = self.ranks.from_first(self.remembered, "the loads of experts")  # all must place alike
+        loads = {name: known.get(name, np.ones(experts)) for name in moes}
         self.placements = {
-            name: place_experts(self.loads.get(name, even), self.hosts, model.config.n_group) for name in moes
+            name: place_experts(load, self.hosts, model.config.n_group) for name, load in loads.items()
         }
-        if self.hosts.ranks > 1:
-            spread(moes, self.placements, self.ranks.part(self.layout.experts()), interleaver)
+        numbered = [each.tolist() for each in np.array_split(np.arange(experts), self.hosts.ranks)]
+        for name, load in loads.items() if known else ():
+            self.say(
+                f"{name}: the busiest rank gets {busiest(load, numbered):.2f} times the mean with experts "
+                f"as they are numbered, {busiest(load, self.placements[name]):.2f} as they are placed now"
+            )
+        spread(moes, self.placements, self.ranks.part(self.layout.experts()), interleaver)
 
     def gradients(self, model: DeepSeekModel, work: Work, loss: Loss, state: State) -> dict[str, float]:
         """The loss of the whole batch with its parts; its gradient, or a share of it, in the leaves."""

@@ -122,7 +122,7 @@ class Passes:
         self.most_alive = max(self.most_alive, len(self.kept) + 1)
         stage.enter(entered)
         self.interleaver.label = label
-        self.interleaver.begin("embedding")
+        self.interleaver.begin("embedding" if stage.first else "")
         value, named = self.loss(stage, self.parts[step.microbatch], self.count)
         self.interleaver.stop("")
         left = stage.leave()

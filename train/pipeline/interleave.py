@@ -102,16 +102,16 @@ class Interleaver:
     ) -> Iterator[None]:
         """A backward pass that stops after each component. `later` takes the weight halves, if it is one."""
         records = walk.steps([*seeds])
-        component = None
         while True:
-            began, cpu, reached = self.trace.clock(), thread_time(), None
+            began, cpu, component, reached = self.trace.clock(), thread_time(), "", None
             with settings.changed(deferred=later):
                 for record in records:
+                    component = "embedding"  # unless there is a border still to come
                     if isinstance(record.pair, Border):
-                        reached = record.pair
+                        reached, component = record.pair, record.pair.component
                         break
-            component = reached.component if reached else "embedding"
-            self.trace.component(f"{label} {component}", began, cpu)
+            if component:
+                self.trace.component(f"{label} {component}", began, cpu)
             if reached is None:
                 return
             self.ranks.progress()

@@ -17,6 +17,7 @@ from tinygrad_ds import Tensor
 from tinygrad_ds.device import Array, here, place, to_host
 from tinygrad_ds.tensor import plain
 from train.errors import UserError
+from train.parallel.experts import PlacedExperts
 from train.pipeline.interleave import Interleaver
 
 
@@ -80,7 +81,8 @@ class Stage(DeepSeekModel):
         for i in self.held:
             block = self.layers[i]
             x = block.attend(border(x, f"attention {i}"), context)
-            x, loss = block.feed_forward(border(x, f"dispatch {i}"), context)
+            apart = isinstance(getattr(block.mlp, "experts", None), PlacedExperts)
+            x, loss = block.feed_forward(border(x, f"{'dispatch' if apart else 'feed forward'} {i}"), context)
             balances.append(loss)
         if not self.last:
             return x, balances

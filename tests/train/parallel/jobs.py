@@ -128,11 +128,14 @@ def measure(case: Case, ranks: Any) -> dict[str, Any]:
     """On rank 0: losses, gradients, weights and the optimizer's state at the end, and what ranks count."""
     ranks.trace.sent = 0
     crew = Crew(case.config, ranks, print)
+    ranks.trace.restart()
+    ranks.trace.recording = case.parallel.expert_ranks > 1
     seen = go(case, crew)
+    ranks.trace.recording = False
     crew.fetch(moments=True)
     copies = {part.name: part.data.tobytes() for part in crew.model.published()}
     moments = sum(array.nbytes for array in crew.optimizer.inner.state_dict().values())
-    told = (seen["gradients"], copies, crew.executor.most_alive, moments, ranks.trace.sent)
+    told = (seen["gradients"], copies, crew.executor.most_alive, moments, ranks.trace)
     every = ranks.everybody(told, "the results of a test")
     together = [each for _, each, *_ in every]
     layout = crew.layout
@@ -147,7 +150,8 @@ def measure(case: Case, ranks: Any) -> dict[str, Any]:
         "alive": [each[2] for each in every],
         "planned": checker.check(lists).alive * layout.lines,
         "moments": [each[3] for each in every],
-        "sent": [each[4] for each in every],
+        "sent": [each[4].sent for each in every],
+        "traces": [each[4] for each in every],
         "busiest": [record.get("busiest_rank") for record in seen["records"]],
     }
 

@@ -8,6 +8,7 @@ import pytest
 import tinygrad_ds as tg
 from tests.train.parallel.jobs import alone, cases
 from tests.train.parallel.launching import finish, start
+from train.pipeline.measured import meanwhile
 
 pytestmark = pytest.mark.mpi
 PIPELINES = ["gpipe", "one_f_one_b", "zb1p", "dualpipe", "dualpipe_v"]
@@ -65,10 +66,33 @@ def compare(ranks, names, folder, tolerance=1e-12):
 def test_ranks_compute_what_one_process_does(ranks, tmp_path):
     """Every schedule, with MTP, balance loss, embedding and head on different ranks; experts and shares."""
     results = compare(ranks, QUICK[ranks], tmp_path)
+    for trace in results["pipeline x experts, copies, shares"]["traces"] if ranks == 4 else ():
+        check_turns(trace)
     for name in ("data", "dualpipe") if ranks == 2 else ():
         # ZeRO-1: all holders of a tensor together keep its moments once.
         whole, shared = (results[each]["moments"] for each in (name, f"{name}, shares"))
         assert sum(shared) == pytest.approx(sum(whole) / 2, rel=1e-3) and max(shared) < 1.1 * min(shared)
+
+
+def check_turns(trace):
+    """Attention, dispatch, experts and combine of two micro-batches take turns, and rows travel meanwhile."""
+    overlapped = [span for span in trace.steps if span.name.endswith("OVERLAP_F_B")]
+    assert overlapped
+    for step in overlapped:
+        forward, backward = step.name.removesuffix(")OVERLAP_F_B")[1:].split(";")
+        inside = [s.name for s in trace.components if step.began <= s.began and s.ended <= step.ended]
+        turns = [name.split()[0] for name in inside]
+        assert set(turns) == {forward, backward}
+        alternating = 2 * min(turns.count(forward), turns.count(backward))
+        assert all(one != other for one, other in zip(turns, turns[1:alternating]))
+    parts = {span.name.split(maxsplit=1)[1].split()[0] for span in trace.components}
+    assert {"attention", "dispatch", "experts", "combine"} <= parts
+    travelled = [
+        flight for flight in trace.flights if flight.what.startswith(("the rows", "the gradients of"))
+    ]
+    assert len(travelled) >= 4 * len(overlapped)
+    busy = [flight for flight in travelled if meanwhile(flight, trace.components)]
+    assert len(busy) > len(travelled) / 2
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layers import DeepSeekModel
+from tests.train.tiny import CONFIG, tiny_rows
 from train.errors import UserError
 from train.parallel.placement import Hosts, busiest, pack, place_experts, rank_loads, replicate
 
@@ -46,6 +48,20 @@ def test_placing_evens_out_uneven_loads():
     loads = np.array([8.0, 7, 6, 5, 4, 3, 2, 1])
     assert busiest(loads, [[0, 1], [2, 3], [4, 5], [6, 7]]) == pytest.approx(15 / 9)
     assert busiest(loads, place_experts(loads, Hosts(4))) == 1.0
+
+
+def test_tokens_reach_no_more_nodes_than_groups():
+    """Node-limited routing: a token chooses experts of `topk_group` groups, and a group lives on one node."""
+    config = CONFIG.replace(n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3)
+    model = DeepSeekModel(config.replace(initializer_range=0.5), dtype="float64")
+    model.hidden(tiny_rows(16)[0])
+    for name, moe in model.moe_layers().items():
+        placement = place_experts(moe.load.astype(float), Hosts(8, nodes=4, redundant=8), n_group=4)
+        node = {e: rank // 2 for rank, experts in enumerate(placement) for e in experts}
+        reached = np.vectorize(node.get)(moe.chosen)  # (batch, time, K)
+        nodes = [len(set(each)) for each in reached.reshape(-1, 3).tolist()]
+        assert max(nodes) == 2, name
+        np.testing.assert_array_equal(nodes, moe.groups_reached().reshape(-1))
 
 
 def test_copies_go_to_who_is_busiest_and_no_further_than_ranks():
