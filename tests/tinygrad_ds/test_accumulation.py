@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tinygrad_ds as tg
+from tinygrad_ds.kernels.cpu import accumulation
 from tinygrad_ds.ops.accumulation import multiply
 
 
@@ -67,3 +68,17 @@ def test_float32_is_the_plain_product():
     assert np.array_equal(multiply(a, b), a @ b)
     assert multiply(a, b, "tensor_core", 32).dtype == np.float32
     assert multiply(a[:0], b, "tensor_core", 32).shape == (0, 20)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("promote_every", [None, 32, 128])
+@pytest.mark.parametrize(("n", "k", "m"), [(5, 200, 70), (3, 7, 2), (0, 4, 3), (3, 0, 4)])
+def test_the_fused_sums_are_the_same_to_the_bit(dtype, promote_every, n, k, m):
+    rng = np.random.default_rng(0)
+    a = (rng.normal(size=(n, k)) * np.exp2(rng.integers(-20, 5, (n, k)))).astype(dtype)
+    b = rng.normal(size=(k, m)).astype(dtype)
+    if a.size:
+        a[0], a[1, 2] = 0, np.nan
+    y = np.empty((n, m), dtype)
+    accumulation._tensor_core(y, a, b, promote_every or 0)
+    assert np.array_equal(y, multiply(a, b, "tensor_core", promote_every), equal_nan=True)

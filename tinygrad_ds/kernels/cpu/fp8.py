@@ -5,6 +5,7 @@ their sum is what float32 makes of it. x is kept as codes, a byte for each numbe
 quantised again where they are needed, which costs less than keeping them would.
 """
 
+from tinygrad_ds.kernels.cpu.accumulation import multiply
 from tinygrad_ds.kernels.cpu.common import covered
 from tinygrad_ds.kernels.cpu.layout import contiguous
 from tinygrad_ds.kernels.cpu.quantize import from_tiles, in_tiles
@@ -35,7 +36,7 @@ def fp8_linear(
     if not covered(x, weight) or (bias is not None and not covered(x, bias)):
         return NotImplemented
     factor, kept = factor_and_cache(contiguous(as_matrix(x)), recipe)
-    y = recipe.multiply(factor, weight_factor(weight, recipe).T)
+    y = multiply(factor, weight_factor(weight, recipe).T, recipe)
     if bias is not None:
         y += bias
     bias = None if bias is None else form(bias)
@@ -48,7 +49,7 @@ def fp8_linear_backward_input(saved, g):
     sent = quantised(
         contiguous(as_matrix(g)), recipe.gradient_format, recipe.across, recipe, recipe.rounding(G)
     )
-    grad_x = recipe.multiply(sent, weight_factor(saved.weight, recipe)).reshape(saved.form.shape)
+    grad_x = multiply(sent, weight_factor(saved.weight, recipe), recipe).reshape(saved.form.shape)
     return (grad_x, None) if saved.bias is None else (grad_x, None, None)
 
 
@@ -57,7 +58,7 @@ def fp8_linear_backward_weight(saved, g):
     sent = quantised(rows, recipe.gradient_format, recipe.down, recipe, recipe.rounding(G_AGAIN))
     x = from_tiles(saved.x, recipe.cache_format, recipe.across)
     again = quantised(x, recipe.format, recipe.down, recipe, recipe.rounding(X_AGAIN))
-    grad_weight = recipe.multiply(sent.T, again)
+    grad_weight = multiply(sent.T, again, recipe)
     return (None, grad_weight) if saved.bias is None else (None, grad_weight, fit(g, saved.bias))
 
 

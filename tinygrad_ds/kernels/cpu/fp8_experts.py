@@ -8,6 +8,7 @@ quantised along rows, for each expert.
 import numpy as np
 
 from tinygrad_ds.device import to_host
+from tinygrad_ds.kernels.cpu.accumulation import multiply
 from tinygrad_ds.kernels.cpu.common import covered
 from tinygrad_ds.kernels.cpu.experts import add_rows, buffer, gathered, swiglu_backward, weighted_swiglu
 from tinygrad_ds.kernels.cpu.fp8 import cache_of, factor_and_cache, quantised, weight_factor
@@ -43,7 +44,7 @@ def fp8_swiglu_linear(
     if not covered(gate_up, weight) or rows.shape[1] != 2 * weight.shape[1]:
         return NotImplemented
     factor = quantised(_hidden(rows), format, recipe.across, recipe, recipe.rounding(X))
-    y = recipe.multiply(factor, weight_factor(weight, recipe).T)
+    y = multiply(factor, weight_factor(weight, recipe).T, recipe)
     saved = Fp8SwigluLinearSaved(cache_of(rows, recipe), weight, form(gate_up), recipe)
     return y.reshape(*gate_up.shape[:-1], len(weight)), saved
 
@@ -51,7 +52,7 @@ def fp8_swiglu_linear(
 def fp8_swiglu_linear_backward_input(saved, g):
     recipe, rows = saved.recipe, contiguous(as_matrix(g))
     sent = quantised(rows, recipe.gradient_format, recipe.across, recipe, recipe.rounding(G))
-    grad_h = recipe.multiply(sent, weight_factor(saved.weight, recipe))
+    grad_h = multiply(sent, weight_factor(saved.weight, recipe), recipe)
     kept = from_tiles(saved.gate_up, recipe.cache_format, recipe.across)
     grad, ones = np.empty_like(kept), np.ones(len(kept), kept.dtype)
     swiglu_backward(grad_h, kept, ones, grad, np.empty_like(ones))
@@ -91,7 +92,7 @@ def fp8_experts_in(
     factors = _weight_factors(weight, recipe, bounds)
     y = np.empty((position.size, weight.shape[1]), x.dtype)
     for e, start, stop in runs(bounds):
-        y[start:stop] = recipe.multiply(gathered(sent, tokens[start:stop], rows), factors[e].T)
+        y[start:stop] = multiply(gathered(sent, tokens[start:stop], rows), factors[e].T, recipe)
     return y, Fp8ExpertsInSaved(kept, weight, position, bounds, form(x), recipe)
 
 
@@ -101,7 +102,7 @@ def fp8_experts_in_backward_input(saved, g):
     factors = _weight_factors(saved.weight, recipe, saved.bounds)
     grad_x = np.zeros(saved.form.shape, g.dtype)
     for e, start, stop in runs(saved.bounds):
-        add_rows(recipe.multiply(sent[start:stop], factors[e]), tokens[start:stop], grad_x)
+        add_rows(multiply(sent[start:stop], factors[e], recipe), tokens[start:stop], grad_x)
     return grad_x, None, None, None
 
 
@@ -146,7 +147,7 @@ def fp8_experts_out(
     tokens, of_row = token_of_row(np, position), weight_of_row(np, weights, position)
     y = np.zeros((len(position), weight.shape[1]), gate_up.dtype)
     for e, start, stop in runs(bounds):
-        rows = recipe.multiply(sent[start:stop], factors[e].T)
+        rows = multiply(sent[start:stop], factors[e].T, recipe)
         rows *= of_row[start:stop, None]
         add_rows(rows, tokens[start:stop], y)
     kept = cache_of(gate_up, recipe)
@@ -162,7 +163,7 @@ def fp8_experts_out_backward_input(saved, g):
     grad, grad_of_row = np.empty_like(kept), np.empty_like(of_row)
     for e, start, stop in runs(bounds):
         here = slice(start, stop)
-        u = recipe.multiply(gathered(sent, tokens[here], rows), factors[e])
+        u = multiply(gathered(sent, tokens[here], rows), factors[e], recipe)
         swiglu_backward(u, kept[here], of_row[here], grad[here], grad_of_row[here])
     return grad, grad_of_row[saved.position], None, None, None
 
@@ -191,7 +192,7 @@ def _weight_product(g, x, recipe, expert):
     """Q'(g)^T Q'(x) of one expert's rows."""
     seeds = recipe.rounding(G_AGAIN, expert), recipe.rounding(X_AGAIN, expert)
     down = quantised(g, recipe.gradient_format, recipe.down, recipe, seeds[0])
-    return recipe.multiply(down.T, quantised(x, recipe.format, recipe.down, recipe, seeds[1]))
+    return multiply(down.T, quantised(x, recipe.format, recipe.down, recipe, seeds[1]), recipe)
 
 
 def _weight_factors(weight, recipe, bounds):

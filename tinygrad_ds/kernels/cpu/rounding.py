@@ -93,6 +93,11 @@ def power_above(x):
     raise NotImplementedError("for kernels only; elsewhere use formats.power_of_two_above")
 
 
+def power_below(x):
+    """The largest power of two that is not above a positive x; infinity for NaN."""
+    raise NotImplementedError("for kernels only; elsewhere use numpy.frexp")
+
+
 def hashed(place, seed):
     """The random bits of one place: those of `formats.random_bits`; `seed` is what `seed_bits` gave."""
     raise NotImplementedError("for kernels only; elsewhere use formats.random_bits")
@@ -228,6 +233,13 @@ def _power_above_for(dtype):
     return lambda x: as_real(whole(whole(as_whole(x) + below_one) & exponent))
 
 
+@cache
+def _power_below_for(dtype):
+    parts = _Parts(dtype)
+    whole, exponent = parts.whole, parts.exponent
+    return lambda x: as_real(whole(as_whole(x) & exponent))
+
+
 # Without "reassoc": (x + rounder) - rounder is not x.
 _EXACT: dict[str, set] = {"fastmath": set()}
 
@@ -260,6 +272,11 @@ def _magnitude(x):
 @overload(power_above, jit_options=_EXACT)
 def _power_above(x):
     return _for_dtype(_power_above_for, x)
+
+
+@overload(power_below, jit_options=_EXACT)
+def _power_below(x):
+    return _for_dtype(_power_below_for, x)
 
 
 @overload(hashed, jit_options=_EXACT)
