@@ -42,7 +42,7 @@ except DeviceMissing as missing:
 # An observer counts the calls of a training step. All but views, which move nothing, are a launch at least,
 # forward and once more backward; a primitive with a twin in CUDA launches one to five kernels where its
 # reference would launch one for each operation of its formula. At some 5 microseconds for the host to queue a
-# launch, their number sets the least time of a step, however fast the card is: small networks are bound by it.
+# launch, their number sets the least time of a step, however fast the card: small networks are bound by it.
 
 
 # %%
