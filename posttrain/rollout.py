@@ -14,7 +14,8 @@ import numpy as np
 import tinygrad_ds as tg
 from layers import DeepSeekModel
 from posttrain.completion import Completion
-from tinygrad_ds.device import Array, namespace, place, to_host
+from tinygrad_ds.device import place, to_host
+from tinygrad_ds.ops.drawing import draw_tokens
 from train.errors import UserError
 from train.tokenizer import Tokenizer
 
@@ -84,8 +85,8 @@ def rollout(
             cache.select(copies)
             logits = logits[place(copies)]
         for step in range(max_new_tokens):
-            found = pick(logits, place(u[rows, step]), temperature)
-            chosen, *numbers = (to_host(part) for part in found)
+            drawn = draw_tokens(logits, place(u[rows, step]), temperature=temperature)
+            chosen, *numbers = (to_host(part) for part in drawn)
             going = ~ended[rows]  # those that had not ended before
             here = rows[going]
             tokens[here, step], logp[here, step], entropy[here, step] = (
@@ -114,30 +115,6 @@ def rollout(
         )
         for i in range(batch)
     ]
-
-
-def pick(logits: Array, u: Array, temperature: float) -> tuple[Array, Array, Array]:
-    """The token at share u of softmax(logits / temperature), its log-probability, and the entropy.
-
-    logits (rows, vocab), u (rows,) in [0, 1) -> three arrays (rows,), in float64. With z = logits /
-    temperature - max and S = sum exp(z):  ln p_v = z_v - ln S,  H = ln S - sum exp(z) z / S.
-    """
-    xp = namespace(logits)
-    z = logits.astype(xp.float64)
-    if temperature not in (0, 1):
-        z /= temperature
-    z -= z.max(axis=-1, keepdims=True)
-    weight = xp.exp(z)
-    reached = xp.cumsum(weight, axis=-1)
-    total = reached[:, -1]
-    if temperature == 0:
-        token = z.argmax(axis=-1)
-    else:
-        last = (reached >= total[:, None]).argmax(axis=-1)  # the last that has weight, whatever rounding does
-        token = xp.minimum((reached <= (u * total)[:, None]).sum(axis=-1), last)
-    log_total = xp.log(total)
-    entropy = log_total - (weight * z).sum(axis=-1) / total
-    return token, xp.take_along_axis(z, token[:, None], axis=-1)[:, 0] - log_total, entropy
 
 
 class Watch:

@@ -7,7 +7,7 @@ import tinygrad_ds as tg
 from layers import generate
 from posttrain.grpo import agree
 from posttrain.packing import Example, pack, packed_experts, packed_samples
-from posttrain.rollout import pick, rollout, uniforms
+from posttrain.rollout import rollout, uniforms
 from posttrain.scoring import log_probs, replayed, table
 from tests.posttrain.small import network, same_samples, vocabulary
 from train.errors import UserError
@@ -79,17 +79,6 @@ def test_a_sequence_ends_with_the_end_token_and_nothing_follows():
         said = each.completion(vocabulary())
         assert said.ended == each.ended and said.length == len(each.tokens)
         assert vocabulary().end not in said.text
-
-
-def test_draws_have_the_distribution():
-    """Shares of u fall to tokens as their probabilities are; the last with weight takes what is left."""
-    logits = np.log([[0.2, 0.5, 0.3, 1e-300]])
-    u = np.array([0.0, 0.1999, 0.2001, 0.6999, 0.7001, 1 - 1e-16])
-    token, logp, entropy = pick(np.repeat(logits, 6, axis=0), u, 1.0)
-    assert token.tolist() == [0, 0, 1, 1, 2, 2]
-    np.testing.assert_allclose(logp, np.log([0.2, 0.2, 0.5, 0.5, 0.3, 0.3]))
-    p = np.array([0.2, 0.5, 0.3])
-    np.testing.assert_allclose(entropy, -(p * np.log(p)).sum())
 
 
 def test_weights_that_change_are_the_weights_that_sample():
