@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tinygrad_ds as tg
 from layers import DeepSeekModel
 from tests.train.tiny import CONFIG, tiny_rows
 from train.errors import UserError
@@ -54,7 +55,8 @@ def test_tokens_reach_no_more_nodes_than_groups():
     """Node-limited routing: a token chooses experts of `topk_group` groups, and a group lives on one node."""
     config = CONFIG.replace(n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3)
     model = DeepSeekModel(config.replace(initializer_range=0.5), dtype="float64")
-    model.hidden(tiny_rows(16)[0])
+    with tg.using(kernels="reference"):
+        model.losses(*tiny_rows(16), mtp_weight=0.3)
     for name, moe in model.moe_layers().items():
         placement = place_experts(moe.load.astype(float), Hosts(8, nodes=4, redundant=8), n_group=4)
         node = {e: rank // 2 for rank, experts in enumerate(placement) for e in experts}
