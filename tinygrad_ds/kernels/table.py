@@ -48,6 +48,7 @@ TWINS: dict[str, dict[str, str]] = {
 # The same for the functions of tinygrad_ds/inference.py.
 INFERENCE_TWINS: dict[str, dict[str, str]] = {
     "cpu": {
+        "draw_tokens": "drawing",
         "linear_step": "decoding",
         "token_step": "decoding",
     },
