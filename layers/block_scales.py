@@ -8,26 +8,17 @@ divide.
 import numpy as np
 
 from tinygrad_ds.dtypes import dtype as named_dtype
+from tinygrad_ds.ops.quantize import SIDE as BLOCK
+from tinygrad_ds.ops.quantize import expand, scales_shape
 
-BLOCK = 128
 LARGEST = np.float32(448)  # of float8_e4m3fn
 E4M3 = named_dtype("float8_e4m3fn")
 SUFFIX = "_scale_inv"
 
 
-def scales_shape(shape: tuple[int, ...], block: tuple[int, int] = (BLOCK, BLOCK)) -> tuple[int, int]:
-    """How many blocks cover a matrix, down and across."""
-    return -(-shape[0] // block[0]), -(-shape[1] // block[1])
-
-
-def expand(scales: np.ndarray, shape: tuple[int, ...], block: tuple[int, int]) -> np.ndarray:
-    """The scale of every entry of a matrix, (rows, columns)."""
-    return scales.repeat(block[0], axis=0)[: shape[0]].repeat(block[1], axis=1)[:, : shape[1]]
-
-
 def block_scales(weight: np.ndarray) -> np.ndarray:
     """Scales (down, across), float32: the largest entry of a block becomes 448. 1 for a block of zeros."""
-    down, across = scales_shape(weight.shape)
+    down, across = scales_shape(weight.shape, (BLOCK, BLOCK))
     padded = np.zeros((down * BLOCK, across * BLOCK), np.float32)
     np.abs(weight, out=padded[: weight.shape[0], : weight.shape[1]], casting="same_kind")
     largest = padded.reshape(down, BLOCK, across, BLOCK).max(axis=(1, 3))

@@ -13,10 +13,8 @@ from layers.block_scales import (
     E4M3,
     SUFFIX,
     block_scales,
-    expand,
     is_quantised,
     quantise,
-    scales_shape,
 )
 from layers.config import DeepSeekConfig
 from layers.model import DeepSeekModel
@@ -25,6 +23,7 @@ from layers.tensor_file import CheckpointError, Planned, Stored, read_header, wr
 from tinygrad_ds.device import place, to_host
 from tinygrad_ds.dtypes import dtype as named_dtype
 from tinygrad_ds.dtypes import is_floating
+from tinygrad_ds.ops.quantize import expand, scales_shape
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOAT32 = np.dtype("float32")
@@ -198,7 +197,9 @@ def planned(model: DeepSeekModel, dtype: str) -> Iterator[Planned]:
         name, shape = part.name, part.data.shape
         if dtype == "fp8" and is_quantised(name):
             yield Planned(name, E4M3, shape, partial(made, part, quantise))
-            yield Planned(name + SUFFIX, FLOAT32, scales_shape(shape), partial(made, part, block_scales))
+            yield Planned(
+                name + SUFFIX, FLOAT32, scales_shape(shape, (BLOCK, BLOCK)), partial(made, part, block_scales)
+            )
         else:
             narrow = wide.itemsize < 4 and name.endswith("e_score_correction_bias")  # published in float32
             yield Planned(name, FLOAT32 if narrow else wide, shape, partial(made, part, np.asarray))
