@@ -96,10 +96,14 @@ def check_turns(trace):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [4, 8])
-def test_many_ranks_too(ranks, tmp_path):
-    """Pipeline x experts x data among them."""
-    compare(ranks, [name for name in cases(ranks) if "steps" not in name], tmp_path)
+def test_four_ranks_in_every_other_way(tmp_path):
+    compare(4, [name for name in cases(4) if name not in QUICK[4] and "steps" not in name], tmp_path)
+
+
+@pytest.mark.slow
+def test_eight_ranks(tmp_path):
+    """Every schedule, and pipeline x experts x data with copies and shares for three steps."""
+    compare(8, [*PIPELINES, "pipeline x experts x data, copies, shares"], tmp_path)
 
 
 @pytest.mark.slow
