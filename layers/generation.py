@@ -1,10 +1,10 @@
 """Generating text: prompts in, tokens out, over caches that grow and without a tape.
 
 Every pass of the model reads the columns that the caches do not have yet: the prompt at first, then the
-last token and, with speculation, the tokens drafted after it. The plain way is speculation with nothing
-drafted.
+last token and, with speculation, the tokens drafted after it.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import tinygrad_ds as tg
 from layers.config import DeepSeekConfig
 from layers.model import DeepSeekModel
-from layers.sampling import Sampler
+from layers.sampling import CHOOSE, Sampler, draw
 from layers.speculative import Drafter, SpeculationStats, verify
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import to_host
@@ -64,7 +64,10 @@ def generate(
     sampler = Sampler(temperature, top_p, seed, rows.lengths, max_new_tokens + spare + 1)
     stats = SpeculationStats() if stats is None else stats
     with tg.no_grad():
-        decode(model, rows, sampler, Drafter(model, len(prompts)) if speculative else None, stats)
+        if max_new_tokens and speculative:
+            decode_speculatively(model, rows, sampler, Drafter(model, len(prompts)), stats)
+        elif max_new_tokens:
+            decode(model, rows, sampler, stats)
     return rows.out
 
 
@@ -101,35 +104,54 @@ class Rows:
         return len(tokens)
 
 
-def decode(
-    model: DeepSeekModel, rows: Rows, sampler: Sampler, drafter: Drafter | None, stats: SpeculationStats
+def decode(model: DeepSeekModel, rows: Rows, sampler: Sampler, stats: SpeculationStats) -> None:
+    """Write all rows to their ends, a token of each a pass. `first` is the column where a row begins."""
+    cache, first = model.new_cache(len(rows.out)), rows.time - rows.lengths  # (batch,)
+    window = rows.out[:, : rows.time]  # (batch, columns) that no pass has read
+    logits = to_host(model.read(window, cache, first if first.any() else None, last=1)[1].data)[:, 0]
+    step = model.stepper(cache)
+    while True:
+        check_finite(logits, rows)
+        if sampler.temperature == 0:  # what a distribution with one token comes to
+            following = logits.argmax(axis=-1)  # (batch,)
+        else:
+            following = draw(sampler.distribution(logits), sampler.numbers(rows.made, 1)[:, 0, CHOOSE])
+        ended = False
+        for row, token in enumerate(following.tolist()):
+            if rows.live[row]:
+                stats.count(0, 0, rows.say(row, [token]))
+                ended |= not rows.live[row]
+        if ended:
+            if not rows.live.any():
+                return
+            first = np.where(rows.live, first, cache.length)  # a row that ended sees nothing
+        logits = step(following, first)
+
+
+def decode_speculatively(
+    model: DeepSeekModel, rows: Rows, sampler: Sampler, drafter: Drafter, stats: SpeculationStats
 ) -> None:
-    """Write all rows to their ends. `first` is the column of the caches where a row begins; it moves too."""
-    batch, modules = len(rows.out), len(model.mtp) if drafter else 0
+    """The same with drafts. Rows keep different numbers of them, so `first` moves too."""
+    batch, modules = len(rows.out), len(model.mtp)
     cache = model.new_cache(batch)
     first = rows.time - rows.lengths  # (batch,)
     window = rows.out[:, : rows.time]  # (batch, columns) that no pass has read, with the drafts at the end
     drafts, q = np.empty((batch, 0), dtype=int), np.empty((batch, 0, model.config.vocab_size))
     while rows.live.any():
         start, known = cache.length, window.shape[1] - drafts.shape[1]
-        h = model.hidden(window, cache, first if first.any() else None).data  # (batch, columns, hidden)
-        logits = to_host(model.head(Tensor(h[:, known - 1 :])).data)  # (batch, drafts + 1, vocab)
+        h, answers = model.read(
+            window, cache, first if first.any() else None, last=drafts.shape[1] + 1
+        )  # (batch, columns, hidden), (batch, drafts + 1, vocab)
+        logits = to_host(answers.data)
         check_finite(logits, rows)
-        if drafter is None and sampler.temperature == 0:  # what a distribution with one token comes to
-            accepted, following = np.zeros(batch, dtype=int), logits[:, 0].argmax(axis=-1)
-        else:
-            p, u = sampler.distribution(logits), sampler.numbers(rows.made, logits.shape[1])
-            accepted, following = verify(p, drafts, q, u)
+        p, u = sampler.distribution(logits), sampler.numbers(rows.made, logits.shape[1])
+        accepted, following = verify(p, drafts, q, u)
         for row in np.flatnonzero(rows.live).tolist():
             useful = min(drafts.shape[1], rows.limit - rows.made[row] - 1)
             said = rows.say(row, [*drafts[row, : accepted[row]].tolist(), int(following[row])])
             stats.count(useful, min(accepted[row], useful, said), said)
         if not rows.live.any():
             return
-        if drafter is None:
-            first = np.where(rows.live, first, cache.length)  # a row that ended sees nothing
-            window = following[:, None]
-            continue
         # Rows keep different numbers of columns: shorter ones move right, over their refused drafts.
         kept = known + accepted
         columns = int(kept[rows.live].max())
@@ -138,7 +160,7 @@ def decode(
         tokens[np.arange(batch), kept - 1] = following
         count = min(modules, int((rows.limit - rows.made)[rows.live].max()) - 1)
         if count:
-            drafts, q = drafter.propose(h[:, :columns], tokens, kept, first, count, sampler, rows.made)
+            drafts, q = drafter.propose(h.data[:, :columns], tokens, kept, first, count, sampler, rows.made)
         else:
             drafts, q = drafts[:, :0], q[:, :0]
         cache.truncate(start + columns)
@@ -179,8 +201,13 @@ def check_prompts(
 
 
 def check_finite(logits: np.ndarray, rows: Rows) -> None:
-    """Raise ValueError where the model has no answer: a NaN would otherwise look like a choice."""
-    wrong = rows.live & ~np.isfinite(logits).all(axis=(1, 2))
+    """Raise ValueError where the model has no answer: a NaN would otherwise look like a choice.
+
+    logits (batch, .., vocab).
+    """
+    if math.isfinite(logits.sum()):  # then all of them are; a sum may also overflow
+        return
+    wrong = rows.live & ~np.isfinite(logits).all(axis=tuple(range(1, logits.ndim)))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise ValueError(

@@ -1,7 +1,7 @@
 """DeepSeekModel: embedding, blocks, final norm and head, with MTP modules behind; its loss and its caches."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from math import prod
 from typing import Any
@@ -13,7 +13,7 @@ from layers.block import Block
 from layers.cache import KVCache, LatentCache, make_cache
 from layers.config import DeepSeekConfig
 from layers.context import make_context
-from layers.decoding import covers, decode_step
+from layers.decoding import Stepper, covers
 from layers.linear import Embedding, Linear
 from layers.loss import Losses, count_targets, losses
 from layers.module import Module, Part
@@ -71,8 +71,29 @@ class DeepSeekModel(Module):
 
     def __call__(self, ids: Any, cache: KVCache | LatentCache | None = None, first: Any = None) -> Tensor:
         """ids (batch, time) -> logits (batch, time, vocab). See `hidden` for cache and first."""
-        with tg.no_grad() if cache is not None else nullcontext():
-            return self.head(self.hidden(ids, cache, first))
+        if cache is not None:
+            return self.read(ids, cache, first)[1]
+        return self.head(self.hidden(ids, first=first))
+
+    def read(
+        self, ids: Any, cache: KVCache | LatentCache, first: Any = None, *, last: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `hidden` gives for these columns, and the logits of the `last` of them (None: of all)."""
+        if np.shape(ids)[-1:] == (1,) and covers(self):
+            batch = len(ids := self.checked(ids))
+            first = np.zeros(batch, np.int64) if first is None else np.asarray(first).reshape(batch)
+            step = Stepper(self, cache)(place(ids[:, 0]), first)
+            return Tensor(step.y[:, None]), Tensor(step.logits[:, None])
+        with tg.no_grad():
+            h = self.trunk(ids, cache=cache, first=first)[0]
+            return h, self.head(h if last is None else h[:, h.shape[1] - last :])
+
+    def stepper(self, cache: KVCache | LatentCache) -> Callable[[Array, np.ndarray], np.ndarray]:
+        """A function of the next ids (batch,) and of `first` (batch,) that gives logits (batch, vocab)."""
+        if covers(self):
+            step = Stepper(self, cache)
+            return lambda ids, first: to_host(step(place(ids), first).logits)
+        return lambda ids, first: to_host(self.read(ids[:, None], cache, first)[1].data)[:, 0]
 
     def hidden(
         self,
@@ -89,8 +110,6 @@ class DeepSeekModel(Module):
         cannot be.
         """
         with tg.no_grad() if cache is not None else nullcontext():
-            if cache is not None and np.shape(ids)[-1:] == (1,) and states is None and covers(self):
-                return self.norm(Tensor(decode_step(self, self.checked(ids), cache, first)))
             return self.trunk(ids, cache=cache, first=first, states=states)[0]
 
     def trunk(
@@ -163,8 +182,8 @@ class DeepSeekModel(Module):
         ids, vocab = to_host(plain(ids)), self.config.vocab_size
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"ids are {ids.dtype}{ids.shape} but must be integers of shape (batch, time)")
-        if ids.size and not 0 <= ids.min() <= ids.max() < vocab:
-            wrong = ids.min() if ids.min() < 0 else ids.max()
+        if ids.size and not 0 <= (low := ids.min()) <= (high := ids.max()) < vocab:
+            wrong = low if low < 0 else high
             raise ValueError(f"ids hold {wrong} but vocab_size is {vocab}: 0 to {vocab - 1}")
         return ids
 

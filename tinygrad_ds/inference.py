@@ -5,8 +5,7 @@ runs while `tg.using(kernels="fused")` holds; a twin that returns NotImplemented
 """
 
 import importlib
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tinygrad_ds import settings
@@ -16,25 +15,37 @@ from tinygrad_ds.kernels.table import INFERENCE_TWINS
 inference_functions: dict[str, "InferenceFunction"] = {}
 
 
+class _Twins(Mapping):
+    """device -> twin, imported when first asked for: a device's modules may need what is not installed."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._loaded: dict[str, Callable] = {}
+
+    def __getitem__(self, device: str) -> Callable:
+        if device not in self._loaded:
+            module = importlib.import_module(
+                f"tinygrad_ds.kernels.{device}.{INFERENCE_TWINS[device][self._name]}"
+            )
+            self._loaded[device] = getattr(module, self._name)
+        return self._loaded[device]
+
+    def __iter__(self) -> Iterator[str]:
+        return (device for device, names in INFERENCE_TWINS.items() if self._name in names)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 class InferenceFunction:
     """One function with its twins. Made by the decorator `@inference`."""
 
     def __init__(self, reference: Callable) -> None:
         self.name = reference.__name__
         self.reference = reference
+        self.fused = _Twins(reference.__name__)
         self.__doc__ = reference.__doc__
         inference_functions[self.name] = self
-
-    @cached_property
-    def fused(self) -> dict[str, Callable]:
-        """device -> twin, imported when first asked for."""
-        modules = {
-            device: names[self.name] for device, names in INFERENCE_TWINS.items() if self.name in names
-        }
-        return {
-            device: getattr(importlib.import_module(f"tinygrad_ds.kernels.{device}.{module}"), self.name)
-            for device, module in modules.items()
-        }
 
     def __call__(self, x: Any, *arguments: Any, **options: Any) -> Any:
         if settings.current().kernels == "fused" and (twin := self.fused.get(device_of(x))) is not None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tinygrad_ds as tg
 from layers import load_pretrained
 from layers.generation import generate
 from tests.layers.cases import CASES, FORWARD_ONLY, GOLDEN, facts_of, model_of, some_ids
@@ -124,19 +125,29 @@ def test_cold_sampling_and_a_narrow_nucleus_are_greedy():
     assert (generate(model, ids, 8, temperature=1.0, top_p=1e-9) == greedy).all()
 
 
-def test_nothing_is_recorded_and_the_batch_needs_one_pass_a_token(monkeypatch):
-    model, widths = model_of(), []
-    hidden = model.hidden
+@pytest.mark.parametrize("kind", ["mla", "mha"])
+def test_nothing_is_recorded_and_the_batch_needs_one_pass_a_token(monkeypatch, kind):
+    model, widths = model_of(attention_kind=kind), []
+    new_cache = model.new_cache
 
-    def counted(ids, cache, first):
-        h = hidden(ids, cache, first)
-        widths.append(ids.shape[1])
-        assert not h.requires_grad and cache.length == sum(widths)
-        return h
+    def watched(batch):
+        cache = new_cache(batch)
+        room = cache.room
 
-    monkeypatch.setattr(model, "hidden", counted)
-    generate(model, some_ids(2, 4), 6)
+        def seen(layer, rows, time):
+            assert rows == batch
+            if layer in (0, slice(None)):  # of all layers at once, or of one after the other
+                widths.append(time)
+            return room(layer, rows, time)
+
+        cache.room = seen
+        return cache
+
+    monkeypatch.setattr(model, "new_cache", watched)
+    with tg.observe(tg.Profile()) as profile:
+        generate(model, some_ids(2, 4), 6)
     assert widths == [4, 1, 1, 1, 1, 1]
+    assert all(share.saved_bytes == 0 or share.backward == 0 for share in profile.shares.values())
 
 
 BAD = [

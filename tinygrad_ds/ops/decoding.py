@@ -1,10 +1,11 @@
-"""One new token for every row: what the blocks of a network do when they decode. No gradients here.
+"""One new token for every row: what a network does when it decodes. No gradients here.
 
 Reference forms; the fused twins are in kernels/cpu/decoding.py. The parts of a block that stand between two
 additions to the residual stream are one function each, with the norm in front of them.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from tinygrad_ds.device import Array, namespace, to_host
 from tinygrad_ds.inference import inference
@@ -26,7 +27,78 @@ class LatentAttentionWeights(NamedTuple):
     o: Array  # (hidden, h d_v)
 
 
+class BlockWeights(NamedTuple):
+    """The weights of a block. A dense one has gate_up and down without a leading axis, and nothing behind."""
+
+    norm: Array  # (hidden,)
+    attention: LatentAttentionWeights
+    mlp_norm: Array  # (hidden,)
+    gate_up: Array  # (E, 2 width, hidden)
+    down: Array  # (E, hidden, width)
+    router: Array | None = None  # (E, hidden)
+    bias: Array | None = None  # (E,)  what only the choice sees
+    shared_gate_up: Array | None = None  # (2 width_s, hidden)
+    shared_down: Array | None = None  # (hidden, width_s)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkWeights:
+    """All that decoding reads. One object for one network, since twins note where the arrays are."""
+
+    embedding: Array  # (vocab, hidden)
+    blocks: tuple[BlockWeights, ...]
+    norm: Array  # (hidden,)
+    head: Array  # (vocab, hidden)
+    notes: dict[str, Any] = field(default_factory=dict)  # what twins keep, by device
+
+
+class TokenStep(NamedTuple):
+    """What one new token of every row gives; the choices are those of the L layers that have experts."""
+
+    y: Array  # (batch, hidden)  behind the final norm
+    logits: Array  # (batch, vocab)
+    weights: Array  # (L, batch, K)
+    indices: Array  # (L, batch, K)
+
+
 @inference
+def token_step(
+    ids, weights, latents, length, first, cos, sin, *, heads, scale, eps, latent_eps, interleaved, **rules
+):
+    """The network for one new column: ids (batch,) and a NetworkWeights -> TokenStep.
+
+    latents (layers, batch, capacity, r + d_r) = [c_kv | RoPE(k_r)], of which the columns before `length` are
+    filled and column `length` is written here; first (batch,), integers: the lowest column that a row sees;
+    cos, sin (positions, d_r/2), of which a row reads that of max(length - first, 0); rules: the options of
+    `router_selection`.
+    """
+    xp = namespace(latents)
+    x, at = weights.embedding[ids], xp.maximum(length - xp.asarray(first), 0)
+    angles = cos[at], sin[at]  # (batch, d_r/2)
+    options = {
+        "heads": heads,
+        "scale": scale,
+        "eps": eps,
+        "latent_eps": latent_eps,
+        "interleaved": interleaved,
+    }
+    choices = []
+    for block, slot in zip(weights.blocks, latents, strict=True):
+        x = x + latent_attention_step(x, block.norm, block.attention, slot, length, first, *angles, **options)
+        if block.router is None:
+            x = x + _ffn(rmsnorm.forward(x, block.mlp_norm, eps=eps)[0], block.gate_up, block.down)
+        else:
+            y, *choice = moe_step(x, block, eps=eps, **rules)
+            x = x + y
+            choices.append(choice)
+    y = rmsnorm.forward(x, weights.norm, eps=eps)[0]
+    if choices:
+        chosen = [xp.stack(each) for each in zip(*choices)]
+    else:
+        chosen = [xp.empty((0, len(x), 0), x.dtype), xp.empty((0, len(x), 0), xp.int64)]
+    return TokenStep(y, y @ weights.head.T, *chosen)
+
+
 def latent_attention_step(
     x, norm, weights, latents, length, first, cos, sin, *, heads, scale, eps, latent_eps, interleaved
 ):
@@ -68,29 +140,22 @@ def linear_step(x, weight):
     return x @ weight.T
 
 
-@inference
-def mlp_step(x, norm, gate_up, down, *, eps):
-    """y = FFN(RMSNorm(x)).
-
-    x (batch, hidden), norm (hidden,), gate_up (2 width, hidden), down (hidden, width) -> y (batch, hidden).
-    """
-    return _ffn(rmsnorm.forward(x, norm, eps=eps)[0], gate_up, down)
-
-
-@inference
-def moe_step(x, norm, router, bias, gate_up, down, shared_gate_up, shared_down, *, eps, **rules):
+def moe_step(x, block, *, eps, **rules):
     """y = sum_k w_k FFN_{e_k}(x_hat) + FFN_shared(x_hat), x_hat = RMSNorm(x); only chosen experts are read.
 
-    x (batch, hidden), norm (hidden,), router (E, hidden), bias (E,) or None, gate_up (E, 2 width, hidden),
-    down (E, hidden, width), shared_gate_up (2 width_s, hidden), shared_down (hidden, width_s), where width_s
-    may be 0; rules: the options of `router_selection` -> y (batch, hidden), weights and indices (batch, K).
+    x (batch, hidden), the weights of a block, the options of `router_selection` -> y (batch, hidden), weights
+    and indices (batch, K).
     """
-    x = rmsnorm.forward(x, norm, eps=eps)[0]
-    chosen, _ = router_selection.forward(x @ router.T, *([] if bias is None else [bias]), **rules)
-    y = _ffn(x, shared_gate_up, shared_down)
+    x = rmsnorm.forward(x, block.mlp_norm, eps=eps)[0]
+    logits = x @ block.router.T
+    chosen, _ = router_selection.forward(logits, *([] if block.bias is None else [block.bias]), **rules)
+    if block.shared_gate_up is None:
+        y = namespace(x).zeros_like(x)
+    else:
+        y = _ffn(x, block.shared_gate_up, block.shared_down)
     for row, experts in enumerate(to_host(chosen.indices).tolist()):
         for k, e in enumerate(experts):
-            y[row] += chosen.weights[row, k] * _ffn(x[row : row + 1], gate_up[e], down[e])[0]
+            y[row] += chosen.weights[row, k] * _ffn(x[row : row + 1], block.gate_up[e], block.down[e])[0]
     return y, chosen.weights, chosen.indices
 
 

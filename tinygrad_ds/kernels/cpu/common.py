@@ -75,6 +75,7 @@ class Kernel:
             cache=True,
             nogil=True,
             parallel=parallel,
+            error_model="numpy",
             fastmath=FASTMATH,
         )
         with event.install_listener("numba:compile", _Announcement(self.function.__name__, dtype.name)):
@@ -120,6 +121,10 @@ def share(part, count):
 def share_of_entries(part, count):
     """The same for single entries. The cuts are at multiples of 64, so that few are left over by vectors."""
     return min(share(part, (count + 63) // 64) * 64, count)
+
+
+# For functions that are compiled into kernels and never called from Python: half the time to compile.
+inner = numba.njit(fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def covered(*arrays: np.ndarray) -> bool:

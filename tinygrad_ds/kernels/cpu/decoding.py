@@ -1,89 +1,96 @@
-"""Decoding, fused: one token for every row of a small batch.
+"""Decoding, fused: one call of one kernel takes a new token of every row through the whole network.
 
-The time goes into reading weights, so each is read once, row by row, for all rows of the batch while it is in
-a register. One kernel does the whole attention of a layer in the absorbed form: a latent column is read once
-for all heads. The experts' kernel cuts the width of every chosen expert into SLICES, one a thread, and adds
-the slices in order.
+With few rows the time goes into reading weights, and into what is not reading: calls, and threads that wait.
+So the addresses of all weights are noted once for a network, Python is entered once a token, and two threads
+share every step of a layer and meet without sleeping (team.py). The steps stand in token_attention.py and
+token_experts.py.
 """
 
-import sys
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from tinygrad_ds.kernels.cpu.arithmetic import exp
-from tinygrad_ds.kernels.cpu.common import FASTMATH, PARTS, kernel, share
+from tinygrad_ds.kernels.cpu.common import PARTS, inner, kernel, share
+from tinygrad_ds.kernels.cpu.lanes import BYTES
 from tinygrad_ds.kernels.cpu.layout import contiguous
-from tinygrad_ds.kernels.cpu.routing import choose, options_of_select
-from tinygrad_ds.kernels.cpu.vectors import normalise, times, times_rows
+from tinygrad_ds.kernels.cpu.memory import matrix, records, vector, words
+from tinygrad_ds.kernels.cpu.routing import options_of_select
+from tinygrad_ds.kernels.cpu.team import PIECES, STEP, Team, claim, cut, finish, next_call, post, wait
+from tinygrad_ds.kernels.cpu.token_attention import absorb, gather, leave, project, visit
+from tinygrad_ds.kernels.cpu.token_experts import narrow, route, widen
+from tinygrad_ds.kernels.cpu.vectors import copy, normalise, times
+from tinygrad_ds.ops.decoding import TokenStep
 
-SLICES = 2
-MOST_ROWS = 16  # of a batch that these kernels serve better than BLAS
-NEVER = sys.maxsize
-PARALLEL_FROM = 1 << 10  # numbers in all rows: below, waking a thread takes longer than it saves
+NEVER = 1 << 62
+MOST_ROWS = 16  # that `linear_step` serves better than BLAS
+LINEAR_PARALLEL_FROM = 1 << 10
+HELP_FROM = 1 << 18  # weights of a network: below, a helper comes too late to help
+
+# What a layer is, and what a call is: addresses of arrays, sizes, and what the rules come down to.
+_WEIGHTS = (
+    "norm q_a q_a_norm q_b kv_a kv_a_norm kv_b o mlp_norm router bias gate_up down shared_gate_up shared_down"
+)
+_SIZES = "layers hidden heads r_q r d_n d_r d_v experts width widest chosen vocab interleaved"
+_RULES = "softmax n_group topk_group judged normalised"
+_GIVEN = "first latents cos sin indices weights y logits batch length capacity positions step"
+_ROOM = "x x_hat low new keys rows sums o h h_shared"
+LAYER = np.dtype([(name, np.int64) for name in f"{_WEIGHTS} shared place".split()])
+CALL = np.dtype(
+    [(name, np.int64) for name in f"table embedding norm head {_SIZES} {_RULES} {_GIVEN} {_ROOM}".split()]
+    + [(name, np.float64) for name in "scale eps latent_eps lost factor tiny".split()]
+)
 
 
-def latent_attention_step(
-    x, norm, weights, latents, length, first, cos, sin, *, heads, scale, eps, latent_eps, interleaved
-):
-    """One kernel for the layer; see ops/decoding.py."""
-    x = contiguous(x)
-    q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b, o = weights
-    if q_a is None:
-        q_a, q_a_norm = np.empty((0, x.shape[1]), x.dtype), np.empty(0, x.dtype)
-    y = np.empty_like(x)
-    arrays = x, norm, q_a, q_a_norm, q_b, kv_a, kv_a_norm, kv_b, o, latents, cos, sin, y
-    if not _ready(arrays):
+class Network(NamedTuple):
+    """The records of one network, with all arrays whose addresses they hold."""
+
+    call: np.ndarray  # (1,) CALL
+    address: int
+    layers: np.ndarray  # (layers,) LAYER
+    arrays: list[np.ndarray]
+    experts: int  # layers of experts
+    chosen: int  # experts of a token
+    room: int  # numbers of a row to work in
+    helped: bool
+
+
+def token_step(ids, weights, latents, length, first, cos, sin, **options):
+    """One kernel for the network; see ops/decoding.py."""
+    network = _network(weights, options)
+    if network is None or not latents.flags.c_contiguous or latents.dtype != weights.embedding.dtype:
         return NotImplemented
-    _latent_attention(*arrays, length, first, heads, scale, eps, latent_eps, interleaved)
-    return y
+    batch, (vocab, hidden), kind = len(ids), weights.head.shape, latents.dtype
+    chosen = network.experts, batch, network.chosen
+    step = TokenStep(
+        np.empty((batch, hidden), kind),
+        np.empty((batch, vocab), kind),
+        np.empty(chosen, kind),
+        np.empty(chosen, np.int64),
+    )
+    room = np.empty(batch * network.room, kind)
+    arrays = contiguous(np.asarray(ids, np.int64)), contiguous(np.asarray(first, np.int64)), latents, cos, sin
+
+    def work(board, shared):
+        _decode(room, board, shared, network.address, length, *arrays, *step)
+
+    team = _team(kind)
+    if network.helped:
+        team.run(work)
+    else:
+        work(*team.alone())
+    return step
 
 
 def linear_step(x, weight):
     """Rows of W in parts; many rows of x are better served by BLAS."""
     x = contiguous(x)
-    if len(x) > MOST_ROWS or not _ready((x, weight)):
+    if len(x) > MOST_ROWS or not _ready([x, weight]):
         return NotImplemented
     y = np.empty((len(x), len(weight)), x.dtype)
     _linear(x, weight, y)
     return y
-
-
-def mlp_step(x, norm, gate_up, down, *, eps):
-    """As experts, with one that every row takes in full, and none shared."""
-    x = contiguous(x)
-    x_hat, sums = np.empty_like(x), np.empty((_slices(x), *x.shape), x.dtype)
-    if not _ready((x, norm, gate_up, down)):
-        return NotImplemented
-    nothing = np.empty((len(x), 0), x.dtype), np.empty((len(x), 0), np.int64)
-    _norms(x, norm, eps, x_hat)
-    _experts(x_hat, *nothing, gate_up[None], down[None], gate_up, down, sums)
-    return sums.sum(axis=0)
-
-
-def moe_step(x, norm, router, bias, gate_up, down, shared_gate_up, shared_down, *, eps, **rules):
-    """Norm, router and choice in one kernel, slices of every chosen expert's width in another."""
-    x = contiguous(x)
-    arrays = x, norm, router, gate_up, down, shared_gate_up, shared_down
-    if not _ready(arrays):
-        return NotImplemented
-    options = options_of_select(len(router), **rules)
-    offset = np.zeros(len(router), x.dtype) if bias is None or options[0] else contiguous(bias)
-    k = rules["num_experts_per_tok"]
-    x_hat, weights, indices = (
-        np.empty_like(x),
-        np.empty((len(x), k), x.dtype),
-        np.empty((len(x), k), np.int64),
-    )
-    sums = np.empty((_slices(x), *x.shape), x.dtype)
-    _route(x, norm, router, offset, *options, eps, x_hat, weights, indices)
-    _experts(x_hat, weights, indices, gate_up, down, shared_gate_up, shared_down, sums)
-    return sums.sum(axis=0), weights, indices
-
-
-def _slices(x):
-    """One for a single row, which one thread serves: a whole row of weights is read without gaps."""
-    return 1 if len(x) == 1 else SLICES
 
 
 def _ready(arrays):
@@ -92,278 +99,212 @@ def _ready(arrays):
     return kind.char in "fd" and all(array.dtype is kind and array.flags.c_contiguous for array in arrays)
 
 
-@njit(fastmath=FASTMATH)
-def _turn(x, cos, sin, interleaved):
-    """RoPE in place: x (d_r,), pairs (x0, x1), .. or (x_j, x_{j + d_r/2})."""
-    half = x.shape[0] // 2
-    for i in range(half):
-        a = 2 * i if interleaved else i
-        b = a + 1 if interleaved else i + half
-        x[a], x[b] = x[a] * cos[i] - x[b] * sin[i], x[a] * sin[i] + x[b] * cos[i]
+def _network(weights, options):
+    """The records of `weights` under `options`, made when first asked for; None if not covered."""
+    found = weights.notes.get("cpu")
+    if found is None or found[0] != options:
+        found = weights.notes["cpu"] = options, _noted(weights, **options)
+    return found[1]
 
 
-@njit(fastmath=FASTMATH)
-def _scores(keys, latents, b, start, p):
-    """p[t, h] = keys[h] . latents[b, start + t], four columns at a time."""
-    real = p.dtype.type
-    size = keys.shape[1]
-    whole = p.shape[0] // 4 * 4
-    for t in range(0, whole, 4):
-        at = start + t
-        for h in range(keys.shape[0]):
-            s0, s1, s2, s3 = real(0), real(0), real(0), real(0)
-            for i in range(size):
-                v = keys[h, i]
-                s0 += v * latents[b, at, i]
-                s1 += v * latents[b, at + 1, i]
-                s2 += v * latents[b, at + 2, i]
-                s3 += v * latents[b, at + 3, i]
-            p[t, h], p[t + 1, h], p[t + 2, h], p[t + 3, h] = s0, s1, s2, s3
-    for t in range(whole, p.shape[0]):
-        for h in range(keys.shape[0]):
-            s0 = real(0)
-            for i in range(size):
-                s0 += keys[h, i] * latents[b, start + t, i]
-            p[t, h] = s0
+def _noted(weights, *, heads, scale, eps, latent_eps, interleaved, **rules):
+    call, layers = np.zeros(1, CALL), np.zeros(len(weights.blocks), LAYER)
+    arrays = [weights.embedding, weights.norm, weights.head]
+
+    def note(record, name, array):
+        if array is not None:
+            arrays.append(array)
+            record[name] = array.ctypes.data
+
+    (vocab, hidden), a = weights.head.shape, weights.blocks[0].attention
+    r, kind = a.kv_b.shape[1], weights.embedding.dtype
+    d_r, d_v = len(a.kv_a) - r, a.o.shape[1] // heads
+    sizes = {
+        "layers": len(layers),
+        "experts": 0,
+        "hidden": hidden,
+        "vocab": vocab,
+        "heads": heads,
+        "r": r,
+        "d_r": d_r,
+    }
+    sizes |= {"r_q": 0 if a.q_a is None else len(a.q_a), "d_v": d_v, "d_n": len(a.kv_b) // heads - d_v}
+    experts, widest = 0, 1
+    for layer, block in zip(layers, weights.blocks):
+        note(layer, "norm", block.norm)
+        note(layer, "mlp_norm", block.mlp_norm)
+        for name, array in block.attention._asdict().items():
+            note(layer, name, array)
+        if block.router is None:
+            note(layer, "shared_gate_up", block.gate_up)
+            note(layer, "shared_down", block.down)
+            layer["shared"] = block.down.shape[1]
+        else:
+            for name in ("router", "gate_up", "down", "shared_gate_up", "shared_down"):
+                note(layer, name, getattr(block, name))
+            if rules["scoring_func"] != "softmax":
+                note(layer, "bias", block.bias)
+            layer["shared"] = 0 if block.shared_down is None else block.shared_down.shape[1]
+            layer["place"] = experts
+            experts += 1
+            sizes |= {"experts": len(block.router), "width": block.down.shape[2]}
+        widest = max(widest, int(layer["shared"]))
+    if not _ready(arrays):
+        return None
+    chosen = rules["num_experts_per_tok"] if experts else 0
+    sizes |= {"widest": widest, "chosen": chosen, "interleaved": interleaved}
+    reals = {"scale": scale, "eps": eps, "latent_eps": latent_eps}
+    if experts:
+        names = "softmax n_group topk_group judged lost nothing normalised factor tiny".split()
+        settled = dict(zip(names, options_of_select(sizes["experts"], **rules), strict=True))
+        del settled["nothing"]
+        sizes |= settled
+    for name, value in (sizes | reals).items():
+        call[name] = value
+    places = {"embedding": weights.embedding, "norm": weights.norm, "head": weights.head, "table": layers}
+    for name, array in places.items():
+        call[name] = array.ctypes.data
+    place = 0
+    for name, size in _room(sizes, kind).items():
+        call[name] = place
+        place += -(-size // 16) * 16
+    helped = sum(array.size for array in arrays) >= HELP_FROM
+    return Network(call, call.ctypes.data, layers, arrays, experts, chosen, place, helped)
 
 
-@njit(fastmath=FASTMATH)
-def _add_columns(p, latents, b, start, sums):
-    """sums[h] = sum_t p[t, h] latents[b, start + t, :r], four columns at a time."""
-    r = sums.shape[1]
-    whole = p.shape[0] // 4 * 4
-    for t in range(0, whole, 4):
-        at = start + t
-        for h in range(sums.shape[0]):
-            p0, p1, p2, p3 = p[t, h], p[t + 1, h], p[t + 2, h], p[t + 3, h]
-            for j in range(r):
-                sums[h, j] += (p0 * latents[b, at, j] + p1 * latents[b, at + 1, j]) + (
-                    p2 * latents[b, at + 2, j] + p3 * latents[b, at + 3, j]
-                )
-    for t in range(whole, p.shape[0]):
-        for h in range(sums.shape[0]):
-            for j in range(r):
-                sums[h, j] += p[t, h] * latents[b, start + t, j]
+def _room(s, kind):
+    """How many numbers a row of the batch takes in each array that the steps hand on to one another."""
+    width, latent = BYTES // kind.itemsize, s["r"] + s["d_r"]
+    lanes = -(-s["heads"] // width) * width
+    return {
+        "x": s["hidden"],
+        "x_hat": s["hidden"],
+        "low": s["r_q"] or s["hidden"],
+        "new": latent,
+        "keys": latent * lanes,
+        "rows": PIECES * 3 * lanes,
+        "sums": PIECES * s["heads"] * s["r"],
+        "o": s["heads"] * s["d_v"],
+        "h": s["chosen"] * s.get("width", 0),
+        "h_shared": s["widest"],
+    }
 
 
-@njit(fastmath=FASTMATH)
-def _softmax_of_columns(p):
-    """Each column of p (columns of the cache, heads) becomes its softmax."""
-    real = p.dtype.type
-    heads = p.shape[1]
-    top, total = np.empty(heads, p.dtype), np.zeros(heads, p.dtype)
-    for h in range(heads):
-        top[h] = p[0, h]
-    for t in range(1, p.shape[0]):
-        for h in range(heads):
-            top[h] = max(top[h], p[t, h])
-    for t in range(p.shape[0]):
-        for h in range(heads):
-            p[t, h] = exp(p[t, h] - top[h])
-            total[h] += p[t, h]
-    for h in range(heads):
-        total[h] = real(1) / total[h]
-    for t in range(p.shape[0]):
-        for h in range(heads):
-            p[t, h] *= total[h]
+@cache
+def _team(kind):
+    """The two threads for one dtype."""
+    nothing, whole = np.empty(0, kind), np.empty(0, np.int64)
+    row, cube, latents = (np.empty((0,) * axes, kind) for axes in (2, 3, 4))
+    arrays = whole, whole, latents, row, row, row, row, cube, np.empty((0, 0, 0), np.int64)
+
+    def serve(board, shared):
+        _decode(nothing, board, shared, 0, 0, *arrays)
+
+    return Team(CALL, serve)
 
 
-@kernel(
-    "(T[:, ::1], T[::1], T[:, ::1], T[::1], T[:, ::1], T[:, ::1], T[::1], T[:, ::1], T[:, ::1], T[:, :, ::1],"
-    " T[:, ::1], T[:, ::1], T[:, ::1], int64, int64[::1], int64, T, T, T, boolean)",
-    parallel_from=PARALLEL_FROM,
-)
-def _latent_attention(
-    x,
-    norm,
-    q_a,
-    q_a_norm,
-    q_b,
-    kv_a,
-    kv_a_norm,
-    kv_b,
-    o_weight,
+STEPS = 8  # of a layer
+
+_ARRAYS = "int64[::1], int64[::1], T[:, :, :, ::1], T[:, ::1], T[:, ::1]"
+_RESULTS = "T[:, ::1], T[:, ::1], T[:, :, ::1], int64[:, :, ::1]"
+
+
+@kernel(f"(T[::1], int64[::1], int64, int64, int64, {_ARRAYS}, {_RESULTS})", NEVER)
+def _decode(
+    room,
+    board,
+    shared,
+    network,
+    length,
+    ids,
+    first,
     latents,
     cos,
     sin,
     y,
-    length,
-    first,
-    heads,
-    scale,
-    eps,
-    latent_eps,
-    interleaved,
-):
-    hidden, r = x.shape[1], kv_b.shape[1]
-    d_r = latents.shape[2] - r
-    d_v = o_weight.shape[1] // heads
-    d_n = kv_b.shape[0] // heads - d_v
-    for part in prange(PARTS):
-        for b in range(share(part, len(x)), share(part + 1, len(x))):
-            x_hat = np.empty(hidden, x.dtype)
-            normalise(x[b], norm, eps, x_hat)
-            q = np.empty(q_b.shape[0], x.dtype)
-            if q_a.shape[0] > 0:
-                low, low_hat = np.empty(q_a.shape[0], x.dtype), np.empty(q_a.shape[0], x.dtype)
-                times(q_a, x_hat, low)
-                normalise(low, q_a_norm, latent_eps, low_hat)
-                times(q_b, low_hat, q)
-            else:
-                times(q_b, x_hat, q)
-            new = np.empty(r + d_r, x.dtype)
-            times(kv_a, x_hat, new)
-            _turn(new[r:], cos[b], sin[b], interleaved)
-            normalise(new[:r], kv_a_norm, latent_eps, latents[b, length, :r])
-            latents[b, length, r:] = new[r:]
-
-            keys = np.zeros((heads, r + d_r), x.dtype)  # [W_UK^T q_nope | q_rope], ready for a latent column
-            for h in range(heads):
-                of_head = q[h * (d_n + d_r) : (h + 1) * (d_n + d_r)]
-                _turn(of_head[d_n:], cos[b], sin[b], interleaved)
-                for i in range(d_n):
-                    row, factor = h * (d_n + d_v) + i, of_head[i] * scale
-                    for j in range(r):
-                        keys[h, j] += factor * kv_b[row, j]
-                for j in range(d_r):
-                    keys[h, r + j] = of_head[d_n + j] * scale
-
-            start = min(first[b], length)
-            p = np.empty((length + 1 - start, heads), x.dtype)
-            _scores(keys, latents, b, start, p)
-            _softmax_of_columns(p)
-            sums = np.zeros((heads, r), x.dtype)
-            _add_columns(p, latents, b, start, sums)
-            o = np.empty(heads * d_v, x.dtype)
-            for h in range(heads):
-                first_row = h * (d_n + d_v) + d_n
-                times(kv_b[first_row : first_row + d_v], sums[h], o[h * d_v : (h + 1) * d_v])
-            times(o_weight, o, y[b])
-
-
-@kernel("(T[:, ::1], T[::1], T, T[:, ::1])", parallel_from=NEVER)
-def _norms(x, norm, eps, x_hat):
-    for b in range(len(x)):
-        normalise(x[b], norm, eps, x_hat[b])
-
-
-@kernel("(T[:, ::1], T[:, ::1], T[:, ::1])", parallel_from=PARALLEL_FROM)
-def _linear(x, weight, y):
-    for part in prange(PARTS):
-        times_rows(weight, share(part, len(weight)), share(part + 1, len(weight)), x, len(x), y)
-
-
-@kernel(
-    "(T[:, ::1], T[::1], T[:, ::1], T[::1], boolean, intp, intp, intp, T, T, boolean, T, T, T, T[:, ::1],"
-    " T[:, ::1], int64[:, ::1])",
-    parallel_from=NEVER,
-)
-def _route(
-    x,
-    norm,
-    router,
-    bias,
-    softmax,
-    n_group,
-    topk_group,
-    judged,
-    lost,
-    nothing,
-    normalised,
-    c,
-    tiny,
-    eps,
-    x_hat,
+    logits,
     weights,
     indices,
 ):
-    experts = len(router)
-    logits, scores, choice = (
-        np.empty(experts, x.dtype),
-        np.empty(experts, x.dtype),
-        np.empty(experts, x.dtype),
-    )
-    of_groups, kept = np.empty(n_group, x.dtype), np.empty(n_group, np.bool_)
-    taken = np.empty(experts, np.bool_)
-    for b in range(len(x)):
-        normalise(x[b], norm, eps, x_hat[b])
-        times(router, x_hat[b], logits)
-        choose(
-            logits,
-            bias,
-            softmax,
-            n_group,
-            topk_group,
-            judged,
-            lost,
-            nothing,
-            normalised,
-            c,
-            tiny,
-            choice,
-            taken,
-            of_groups,
-            kept,
-            weights[b],
-            indices[b],
-            scores,
-        )
+    """A call; or, without a network, help with calls as long as they come."""
+    calls, common, like = np.empty(1, CALL), records(CALL, shared, 1), room
+    last, own = np.int64(0), np.int64(0 if network else 1)
+    while True:
+        if network:
+            calls[0] = records(CALL, network, 1)[0]
+            c = calls[0]
+            c.length, c.batch, c.capacity, c.positions = length, len(ids), latents.shape[2], len(cos)
+            c.first, c.latents = first.ctypes.data, latents.ctypes.data
+            c.cos, c.sin, c.y, c.logits = cos.ctypes.data, sin.ctypes.data, y.ctypes.data, logits.ctypes.data
+            c.weights, c.indices, c.step = weights.ctypes.data, indices.ctypes.data, board[STEP]
+            start, by = room.ctypes.data, c.batch * room.itemsize
+            c.x, c.x_hat, c.low, c.new = start, start + c.x_hat * by, start + c.low * by, start + c.new * by
+            c.keys, c.rows, c.sums = start + c.keys * by, start + c.rows * by, start + c.sums * by
+            c.o, c.h, c.h_shared = start + c.o * by, start + c.h * by, start + c.h_shared * by
+            x, embedding = matrix(like, c.x, c.batch, c.hidden), matrix(like, c.embedding, c.vocab, c.hidden)
+            for b in range(c.batch):
+                copy(embedding[ids[b]], x[b])
+            post(board, common, calls)
+        else:
+            number = next_call(board, common, calls, last)
+            if number == last:
+                break
+            last = number
+        c = calls[0]
+        for k in range(STEPS * c.layers + 1):
+            step = c.step + k + 1
+            for other in range(PIECES):
+                piece = (own + other) % PIECES
+                if not claim(board, step, piece):
+                    continue
+                layer = records(LAYER, c.table, c.layers)[min(k // STEPS, c.layers - 1)]
+                what, number = k % STEPS if k < STEPS * c.layers else STEPS, k // STEPS
+                chosen = c.batch * c.chosen
+                taken = words(c.indices + layer.place * chosen * 8, chosen).reshape((c.batch, c.chosen))
+                given = matrix(like, c.weights + layer.place * chosen * like.itemsize, c.batch, c.chosen)
+                if what == 0:
+                    project(like, c, layer, piece)
+                elif what == 1:
+                    absorb(like, c, layer, number, words(c.first, c.batch), piece)
+                elif what == 2:
+                    visit(like, c, number, words(c.first, c.batch), piece)
+                elif what == 3:
+                    gather(like, c, layer, piece)
+                elif what == 4:
+                    leave(like, c, layer, piece)
+                elif what == 5:
+                    route(like, c, layer, taken, given, piece)
+                elif what == 6:
+                    widen(like, c, layer, taken, given, piece)
+                elif what == 7:
+                    narrow(like, c, layer, taken, piece)
+                else:
+                    _finish(like, c, piece)
+                finish(board)
+            wait(board, step)
+        if network:
+            board[STEP] = c.step + STEPS * c.layers + 1
+            break
 
 
-@njit(fastmath=FASTMATH)
-def _ffn_slice(gate_up, down, x, factors, rows, start, stop, gate_and_up, y):
-    """y[b] += factors[b] W_down[:, cut] (silu(W_gate x[b]) * (W_up x[b]))[cut], cut = start:stop, b < rows.
-
-    gate_and_up (rows or more, 2 width): room to work in.
-    """
-    real = x.dtype.type
-    width = down.shape[1]
-    times_rows(gate_up, start, stop, x, rows, gate_and_up)
-    times_rows(gate_up, width + start, width + stop, x, rows, gate_and_up)
-    # Slices, so that inner loops count from 0: an index that might be negative is not vectorised.
-    for b in range(rows):
-        h, up = gate_and_up[b, start:stop], gate_and_up[b, width + start : width + stop]
-        for i in range(h.shape[0]):
-            e = exp(-abs(h[i]))
-            sigma = (real(1) if h[i] >= real(0) else e) / (real(1) + e)
-            h[i] *= factors[b] * sigma * up[i]
-    for o in range(down.shape[0]):
-        w = down[o, start:stop]
-        for b in range(rows):
-            h = gate_and_up[b, start:stop]
-            total = real(0)
-            for i in range(w.shape[0]):
-                total += w[i] * h[i]
-            y[b, o] += total
+@inner
+def _finish(like, c, piece):
+    """The final norm and the head's logits, cut by rows of the head."""
+    x, norm = matrix(like, c.x, c.batch, c.hidden), vector(like, c.norm, c.hidden)
+    x_hat = np.empty_like(x)
+    for b in range(c.batch):
+        normalise(x[b], norm, like.dtype.type(c.eps), x_hat[b])
+    if piece == 0:
+        y = matrix(like, c.y, c.batch, c.hidden)
+        for b in range(c.batch):
+            copy(x_hat[b], y[b])
+    start, stop = cut(piece, c.vocab), cut(piece + 1, c.vocab)
+    head, logits = matrix(like, c.head, c.vocab, c.hidden), matrix(like, c.logits, c.batch, c.vocab)
+    times(head[start:stop], x_hat, logits[:, start:stop])
 
 
-@kernel(
-    "(T[:, ::1], T[:, ::1], int64[:, ::1], T[:, :, ::1], T[:, :, ::1], T[:, ::1], T[:, ::1], T[:, :, ::1])",
-    parallel_from=PARALLEL_FROM,
-)
-def _experts(x, choice_weights, indices, gate_up, down, shared_gate_up, shared_down, sums):
-    real = x.dtype.type
-    width, shared = down.shape[2], shared_down.shape[1]
-    slices = len(sums)
-    for part in prange(slices):
-        sums[part] = real(0)
-        room = np.empty((len(x), 2 * max(width, shared)), x.dtype)
-        members, factors = np.empty(len(x), np.int64), np.ones(len(x), x.dtype)
-        start, stop = part * shared // slices, (part + 1) * shared // slices
-        _ffn_slice(shared_gate_up, shared_down, x, factors, len(x), start, stop, room, sums[part])
-        start, stop = part * width // slices, (part + 1) * width // slices
-        inputs, outputs = np.empty_like(x), np.empty_like(x)
-        for e in range(down.shape[0]):  # its rows together, so that its weights are read once
-            rows = 0
-            for b in range(len(x)):
-                for k in range(indices.shape[1]):
-                    if indices[b, k] == e:
-                        members[rows], factors[rows] = b, choice_weights[b, k]
-                        inputs[rows] = x[b]
-                        outputs[rows] = real(0)
-                        rows += 1
-            if rows:
-                _ffn_slice(gate_up[e], down[e], inputs, factors, rows, start, stop, room, outputs)
-                for n in range(rows):
-                    for i in range(x.shape[1]):
-                        sums[part, members[n], i] += outputs[n, i]
+@kernel("(T[:, ::1], T[:, ::1], T[:, ::1])", LINEAR_PARALLEL_FROM)
+def _linear(x, weight, y):
+    for part in prange(PARTS):
+        start, stop = share(part, len(weight)), share(part + 1, len(weight))
+        times(weight[start:stop], x, y[:, start:stop])
