@@ -15,6 +15,7 @@ import numpy as np
 
 from tinygrad_ds.device import Array, namespace
 from train.errors import UserError
+from train.parallel.staging import incoming, landed, outgoing
 from train.parallel.trace import Trace
 
 YIELDS, NAP = 20, 1e-4  # times that the core is only offered to others; seconds between two looks after that
@@ -28,17 +29,23 @@ class Stalled(Exception):
 class Pending:
     """A message or an exchange that is under way. `buffers` stay alive, and untouched, until it is complete.
 
-    posted, seen: seconds of the clock when it began, and when it was first found complete.
+    landing: pairs of what MPI writes and where that belongs (see staging.py). posted, seen: seconds of the
+    clock when it began, and when it was first found complete.
     """
 
-    def __init__(self, request: Any, what: str, buffers: Sequence[Array], trace: Trace) -> None:
+    def __init__(
+        self, request: Any, what: str, buffers: Sequence[Any], trace: Trace, landing: Sequence[tuple]
+    ) -> None:
         self.request, self.what, self.buffers, self.trace = request, what, buffers, trace
+        self.landing = landing
         self.posted = trace.clock()
         self.seen: float | None = None
 
     def test(self) -> bool:
         """Whether it is complete. Asking is also what lets it go on: MPI works only inside its calls."""
         if self.seen is None and self.request.Test():
+            for wire, array in self.landing:
+                landed(wire, array)
             self.seen = self.trace.clock()
             self.trace.landed(self)
         return self.seen is not None
@@ -70,9 +77,11 @@ class Communicator:
         group = self.mpi.Get_group().Incl(list(ranks))
         return Communicator(self.mpi.Create_group(group), [self.numbers[r] for r in ranks], self.post)
 
-    def begin(self, request: Any, what: str, *buffers: Array) -> Pending:
+    def begin(
+        self, request: Any, what: str, *buffers: Any, landing: tuple[Any, Array] | None = None
+    ) -> Pending:
         """Note what is under way, for whoever asks after it."""
-        pending = Pending(request, what, buffers, self.trace)
+        pending = Pending(request, what, buffers, self.trace, [landing] if landing else [])
         self.post.flying.append(pending)
         return pending
 
@@ -109,49 +118,56 @@ class Communicator:
         """Begin to send. The array must stay as it is until that is complete."""
         array = namespace(array).ascontiguousarray(array)
         self.trace.sent += array.nbytes
-        return self.begin(self.mpi.Isend(array, to, tag), what, array)
+        wire = outgoing(array)
+        return self.begin(self.mpi.Isend(wire, to, tag), what, array, wire)
 
     def receive(self, into: Array, source: int, tag: int, what: str) -> Pending:
         """Begin to receive into a contiguous array."""
-        return self.begin(self.mpi.Irecv(into, source, tag), what, into)
+        wire = incoming(into)
+        return self.begin(self.mpi.Irecv(wire, source, tag), what, into, landing=(wire, into))
 
     def add_up(self, array: Array, what: str) -> Array:
         """The sum over all ranks, the same bits everywhere."""
         array = namespace(array).ascontiguousarray(array)
         total = namespace(array).empty_like(array)
         self.trace.sent += array.nbytes
-        self.wait(self.begin(self.mpi.Iallreduce(array, total), f"{what}, from {self}", array, total))
+        wires = outgoing(array), incoming(total)
+        request = self.mpi.Iallreduce(*wires)
+        self.wait(self.begin(request, f"{what}, from {self}", array, wires, landing=(wires[1], total)))
         return total
 
     def add_up_pieces(self, array: Array, counts: Sequence[int], what: str) -> Array:
         """The sum over all ranks of a flat array, of which rank r gets its `counts[r]` entries."""
         piece = namespace(array).empty(counts[self.rank], dtype=array.dtype)
         self.trace.sent += array.nbytes
-        request = self.mpi.Ireduce_scatter(array, piece, list(counts))
-        self.wait(self.begin(request, f"{what}, from {self}", array, piece))
+        wires = outgoing(array), incoming(piece)
+        request = self.mpi.Ireduce_scatter(*wires, list(counts))
+        self.wait(self.begin(request, f"{what}, from {self}", array, wires, landing=(wires[1], piece)))
         return piece
 
     def join_pieces(self, piece: Array, counts: Sequence[int], what: str) -> Array:
         """All ranks' flat pieces one behind the other; rank r has `counts[r]` entries."""
         whole = namespace(piece).empty(sum(counts), dtype=piece.dtype)
         self.trace.sent += piece.nbytes
-        request = self.mpi.Iallgatherv(piece, [whole, list(counts)])
-        self.wait(self.begin(request, f"{what}, from {self}", piece, whole))
+        wires = outgoing(piece), incoming(whole)
+        request = self.mpi.Iallgatherv(wires[0], [wires[1], list(counts)])
+        self.wait(self.begin(request, f"{what}, from {self}", piece, wires, landing=(wires[1], whole)))
         return whole
 
-    def exchange(self, rows: Array, outgoing: Sequence[int], incoming: Sequence[int], what: str) -> Pending:
-        """Begin to send `outgoing[r]` of the rows to rank r, in order, and to receive `incoming[r]` from it.
+    def exchange(self, rows: Array, to: Sequence[int], of: Sequence[int], what: str) -> Pending:
+        """Begin to send `to[r]` of the rows to rank r, in order, and to receive `of[r]` from it.
 
         The rows that come are `buffers[1]`, in the order of the ranks.
         """
         rows = namespace(rows).ascontiguousarray(rows)
         width = int(np.prod(rows.shape[1:]))
-        into = namespace(rows).empty((sum(incoming), *rows.shape[1:]), dtype=rows.dtype)
+        into = namespace(rows).empty((sum(of), *rows.shape[1:]), dtype=rows.dtype)
         self.trace.sent += rows.nbytes
+        wires = outgoing(rows), incoming(into)
         request = self.mpi.Ialltoallv(
-            [rows, [n * width for n in outgoing]], [into, [n * width for n in incoming]]
+            [wires[0], [n * width for n in to]], [wires[1], [n * width for n in of]]
         )
-        return self.begin(request, f"{what} of {self}", rows, into)
+        return self.begin(request, f"{what} of {self}", rows, into, wires, landing=(wires[1], into))
 
     def everybody(self, value: Any, what: str) -> list[Any]:
         """The values of all ranks, small objects, in the order of the ranks."""
