@@ -231,3 +231,12 @@ def jensen_shannon(saved, g):
     if beta != 1:
         a = (1 - beta) * a
     return g * q * (a - (q * a).sum(axis=-1, keepdims=True)), None
+
+
+def straight_through(saved, g):
+    return (g / saved[1],)
+
+
+def fp8_linear(saved, g):
+    kept, factor, q, side = saved
+    return q(g, 1, side) @ factor, q(g, side, 1).T @ q(kept, side, 1)

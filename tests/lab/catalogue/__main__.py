@@ -19,11 +19,11 @@ from lab.exercises import LADDER
 from lab.exercises.examine import examine
 from lab.pieces import columns
 from tests.lab import answers
-from tests.lab.catalogue import broken, first_steps, network, posttrain
+from tests.lab.catalogue import broken, eight_bits, first_steps, network, posttrain
 from tests.lab.catalogue.making import CATALOGUE
 from tests.mutation.mutations import Mutation, mutations
 
-assert broken and first_steps and network and posttrain  # importing them fills the catalogue
+assert broken and eight_bits and first_steps and network and posttrain  # importing them fills the catalogue
 
 
 class Slip(NamedTuple):
