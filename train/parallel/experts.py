@@ -15,7 +15,7 @@ from layers.module import Part, parameter
 from layers.moe import Experts, MoE
 from layers.precision import products
 from tinygrad_ds import Tensor
-from tinygrad_ds.device import here, namespace, to_host
+from tinygrad_ds.device import here, namespace, place, to_host
 from tinygrad_ds.ops.experts import expert_order
 from train.parallel.communicator import Communicator
 from train.parallel.placement import Placement
@@ -48,7 +48,7 @@ class PlacedExperts(Experts):
     def __call__(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
         """sum_k weights[n, k] FFN_{indices[n, k]}(x[n]), whoever has that expert. x (tokens, hidden)."""
         ranks, interleaver = self.ranks, self.interleaver
-        slots = self.choose_copies(to_host(indices.data))  # (tokens, K)
+        slots = place(self.choose_copies(to_host(indices.data)))  # (tokens, K)
         total = self.slots * ranks.size
         sent = tg.dispatch(x, slots, num_experts=total)  # rows sorted by rank, slot and token
         counts = np.diff(to_host(sent.offsets.data))  # (ranks slots,)
