@@ -18,13 +18,15 @@ from typing import Any, Literal, get_args
 import tyro
 from rich.console import Console
 
-from benchmarks import kernels, scaling, speed, start
+from benchmarks import eight_bits, kernels, scaling, speed, start
 from benchmarks.figures import draw
 from benchmarks.operations import measure as operations
 from benchmarks.tables import show
 from benchmarks.worker import CONFIG
 
-Suite = Literal["train", "decode", "start", "scaling", "threads", "kernels", "operations", "profile", "cold"]
+Suite = Literal[
+    "train", "decode", "start", "scaling", "threads", "kernels", "fp8", "operations", "profile", "cold"
+]
 Name = Literal["ours", "reference", "torch", "torch.compile", "jax"]
 
 
@@ -36,7 +38,7 @@ class Benchmarks:
     """Which to run.
 
     train, decode: beside peers. start: import and first step. scaling: with batch, length and width. threads:
-    one and two. kernels: fused forms beside references and limits. operations: elementary ones beside other
+    one and two. kernels: fused forms beside references and limits. fp8: quantising and Linear. operations: elementary ones beside other
     libraries. profile: a step by primitive. cold: the first step without compiled kernels.
     """
     contenders: tuple[Name, ...] = get_args(Name)
@@ -84,6 +86,7 @@ def main() -> None:
         "scaling": lambda say: scaling.measure(config, rounds, say),
         "threads": lambda say: scaling.threads(rounds, say),
         "kernels": lambda say: kernels.measure(config, rounds, say),
+        "fp8": lambda say: eight_bits.measure(rounds, say),
         "operations": lambda say: operations.measure(rounds, say),
         "profile": lambda say: speed.profile(say),
         "cold": lambda say: start.cold(say),

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from layers import DeepSeekConfig, DeepSeekModel
+from tinygrad_ds.ops.decoding import linear_step
+from tinygrad_ds.ops.drawing import draw_tokens
 from tinygrad_ds.ops.experts import expert_order
 from tinygrad_ds.tape import arrays_in
 from train import AdamW, clip_grad_norm
@@ -29,6 +31,9 @@ class Times:
     backward: float = 0.0
     moved_bytes: float = 0.0
     saved_bytes: int = 0
+
+
+Call = Callable[[], Times]
 
 
 @dataclass
@@ -63,6 +68,15 @@ def primitive_cases() -> dict[str, Callable[[], Case]]:
     rows, heads = TOKENS * CHOSEN, (BATCH, HEADS, TIME)
     product = 3 * 2 * rows * HIDDEN  # FLOP of a grouped product, for each of its outputs
     table = 4 * HIDDEN * (4 * TOKENS + VOCAB)  # rows read and written twice, and the table of the gradient
+
+    def into_experts() -> Case:
+        arrays = [draw(TOKENS, HIDDEN), draw(EXPERTS, 2 * WIDTH, HIDDEN), position, offsets]
+        return Case(arrays, flop=product * 2 * WIDTH)
+
+    def out_of_experts() -> Case:
+        arrays = [draw(rows, 2 * WIDTH), draw(TOKENS, CHOSEN), draw(EXPERTS, HIDDEN, WIDTH)]
+        return Case([*arrays, position, offsets], flop=product * WIDTH)
+
     return {
         "attention": lambda: Case(
             [draw(*heads, 48), draw(*heads, 48), draw(*heads, 32)],
@@ -75,16 +89,16 @@ def primitive_cases() -> dict[str, Callable[[], Case]]:
         "cross_entropy": lambda: Case([draw(TOKENS, VOCAB), targets()]),
         "dispatch": lambda: Case([draw(TOKENS, HIDDEN), chosen], {"num_experts": EXPERTS}),
         "embedding": lambda: Case([draw(VOCAB, HIDDEN), targets()], touched=table),
-        "experts_in": lambda: Case(
-            [draw(TOKENS, HIDDEN), draw(EXPERTS, 2 * WIDTH, HIDDEN), position, offsets],
-            flop=product * 2 * WIDTH,
-        ),
-        "experts_out": lambda: Case(
-            [draw(rows, 2 * WIDTH), draw(TOKENS, CHOSEN), draw(EXPERTS, HIDDEN, WIDTH), position, offsets],
-            flop=product * WIDTH,
-        ),
+        "experts_in": into_experts,
+        "experts_out": out_of_experts,
+        "fp8_experts_in": into_experts,
+        "fp8_experts_out": out_of_experts,
         "fp8_linear": lambda: Case(
             [draw(TOKENS, HIDDEN), draw(4 * WIDTH, HIDDEN)], flop=3 * 2 * TOKENS * HIDDEN * 4 * WIDTH
+        ),
+        "fp8_swiglu_linear": lambda: Case(
+            [draw(TOKENS, 8 * WIDTH), draw(HIDDEN, 4 * WIDTH)],
+            flop=3 * 2 * TOKENS * HIDDEN * 4 * WIDTH,
         ),
         "grouped_linear": lambda: Case(
             [draw(rows, HIDDEN), draw(EXPERTS, 2 * WIDTH, HIDDEN), offsets], flop=product * 2 * WIDTH
@@ -119,7 +133,7 @@ def once(pair: Any, case: Case) -> Times:
     return Times(middle - start, end - ready, touched, sum(array.nbytes for array in arrays_in(saved)))
 
 
-def token_call(config: dict[str, Any], batch: int, context: int) -> Callable[[], Times]:
+def token_call(config: dict[str, Any], batch: int, context: int) -> Call:
     """Decoding one token for every row behind `context` columns, by the whole network: no tape, no backward.
 
     All its layers take their turn, so that weights come from where they are when a model decodes.
@@ -139,22 +153,37 @@ def token_call(config: dict[str, Any], batch: int, context: int) -> Callable[[],
     return call
 
 
-def optimizer_calls(config: dict[str, Any]) -> dict[str, tuple[Callable[[], Times], float]]:
+def other_calls() -> dict[str, tuple[Call, float]]:
+    """Functions without a derivative on their own, each with the bytes that it must read."""
+    rng = np.random.default_rng(0)
+    logits, weight, x = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((512, VOCAB), (VOCAB, HIDDEN), (1, HIDDEN))
+    )
+    share = rng.random(len(logits))
+    return {
+        "draw_tokens": (timed(lambda: draw_tokens(logits, share, temperature=1.0)), logits.nbytes),
+        "linear_step": (timed(lambda: linear_step(x, weight)), weight.nbytes),
+    }
+
+
+def timed(function: Callable[[], Any]) -> Call:
+    """A call of a function that has no backward."""
+
+    def call() -> Times:
+        start = time.perf_counter()
+        function()
+        return Times(time.perf_counter() - start)
+
+    return call
+
+
+def optimizer_calls(config: dict[str, Any]) -> dict[str, tuple[Call, float]]:
     """Clipping and AdamW over all parameters, each with the bytes that it must move."""
     model = DeepSeekModel(DeepSeekConfig.from_dict(config), seed=0)
     optimizer = AdamW(model, lr=1e-3)
     ids = np.random.default_rng(0).integers(0, config["vocab_size"], (1, 17))
     model.loss(ids[:, :-1], ids[:, 1:]).backward()
     size = sum(leaf.data.nbytes for leaf in model.parameters())
-
-    def timed(function: Callable[[], Any]) -> Callable[[], Times]:
-        def call() -> Times:
-            start = time.perf_counter()
-            function()
-            return Times(time.perf_counter() - start)
-
-        return call
-
     return {
         "norm of all gradients": (timed(lambda: clip_grad_norm(model, np.inf)), size),  # read once
         "AdamW": (timed(optimizer.step), 7 * size),  # p, g, m, v read; p, m, v written

@@ -4,18 +4,23 @@ The limit of memory is a copy that moves as many bytes, so that what fits into a
 that of reading weights is the rate at which memory is read.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import tinygrad_ds as tg
 from benchmarks.conductor import spread
-from benchmarks.kernel_cases import Times, once, optimizer_calls, primitive_cases, token_call
+from benchmarks.kernel_cases import (
+    Call,
+    Times,
+    once,
+    optimizer_calls,
+    other_calls,
+    primitive_cases,
+    token_call,
+)
 from benchmarks.limits import copy_seconds, decoding_bytes, read_bandwidth, sgemm_rate
 from benchmarks.speed import CASES, Say, case_name
 from tinygrad_ds.kernels.table import TWINS
-
-Call = Callable[[], Times]
 
 
 def alternate(fused: Call, reference: Call, rounds: int) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def measure(config: dict[str, Any], rounds: int, say: Say) -> dict[str, Any]:
             rows[name] = limited(row, "products", case.flop / flop_rate)
         else:
             rows[name] = limited(row, "memory", copy_seconds(row["fused"]["moved_bytes"]))
-    for name, (call, moved) in optimizer_calls(config).items():
+    for name, (call, moved) in (other_calls() | optimizer_calls(config)).items():
         say(name)
         row = alternate(under("fused", call), under("reference", call), rounds)
         rows[name] = limited(row, "memory", copy_seconds(moved))

@@ -169,7 +169,26 @@ def operations(results: dict[str, Any]) -> Table:
     return made
 
 
+def fp8(results: dict[str, Any]) -> Table:
+    """Quantising beside NumPy and a copy, Linear beside Linear."""
+    made = table("in FP8, ms", "", "ours", "beside", "ratio")
+    quantise = results["quantise"]
+    ours = quantise["fused"]["median"]
+    for name, seconds in (
+        ("NumPy and ml_dtypes", quantise["NumPy and ml_dtypes"]["median"]),
+        ("a copy of the bytes", quantise["copy"]),
+    ):
+        row = f"quantise 2048 x 2048; {name}"
+        made.add_row(row, f"{1e3 * ours:.2f}", f"{1e3 * seconds:.2f}", f"{ours / seconds:.2f}")
+    for name, row in results["linear"].items():
+        ours, plain = row["fp8_linear"]["median"], row["linear"]["median"]
+        made.add_row(
+            f"Linear {name}; float32", f"{1e3 * ours:.2f}", f"{1e3 * plain:.2f}", f"{ours / plain:.2f}"
+        )
+    return made
+
+
 SHOWN = {
     "train": train, "decode": decode, "profile": profile, "start": start, "cold": cold, "scaling": scaling,
-    "threads": threads, "kernels": kernels, "operations": operations,
+    "threads": threads, "kernels": kernels, "fp8": fp8, "operations": operations,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks.__main__ import added
 from benchmarks.conductor import Contender, first_error, in_turn, spread
 from benchmarks.figures import draw
-from benchmarks.kernel_cases import once, primitive_cases
+from benchmarks.kernel_cases import once, other_calls, primitive_cases
 from benchmarks.limits import decoding_bytes, per_token, training_flop
 from benchmarks.operations.cases import NAMES, SIZES, inputs
 from benchmarks.operations.with_ours import prepare
@@ -22,7 +22,7 @@ from benchmarks.tables import missing, show
 from benchmarks.worker import CONFIG
 from layers import DeepSeekConfig, DeepSeekModel
 from tinygrad_ds import primitives
-from tinygrad_ds.kernels.table import TWINS
+from tinygrad_ds.kernels.table import INFERENCE_TWINS, TWINS
 
 ROOT = Path(__file__).parents[2]
 BENCH = json.loads(CONFIG.read_text())
@@ -44,6 +44,7 @@ TINY = {
 
 def test_every_fused_twin_has_a_row():
     assert set(TWINS["cpu"]) <= set(primitive_cases()) <= set(primitives)
+    assert {*other_calls(), "token_step"} == set(INFERENCE_TWINS["cpu"])  # tokens are decoded by a network
 
 
 @pytest.mark.parametrize("name", ["rmsnorm", "rope", "router_selection", "embedding"])
