@@ -38,8 +38,9 @@ class Benchmarks:
     """Which to run.
 
     train, decode: beside peers. start: import and first step. scaling: with batch, length and width. threads:
-    one and two. kernels: fused forms beside references and limits. fp8: quantising and Linear. operations: elementary ones beside other
-    libraries. profile: a step by primitive. cold: the first step without compiled kernels.
+    one and two. kernels: fused forms beside references and limits. fp8: quantising and Linear. operations:
+    elementary ones beside other libraries. profile: a step by primitive. cold: the first step
+    without compiled kernels.
     """
     contenders: tuple[Name, ...] = get_args(Name)
     """Who takes part in train and decode."""
