@@ -3,10 +3,9 @@
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -96,18 +95,20 @@ def judge(
                 )
         else:
             values = np.empty(len(completions))
-            for i, (problem, completion) in enumerate(zip(problems, completions, strict=True)):
-                try:
-                    with limited(seconds):
+            with Clock(seconds) as clock:
+                for i, (problem, completion) in enumerate(zip(problems, completions, strict=True)):
+                    try:
+                        clock.start()
                         values[i] = reward.judge(problem, completion)
-                except OutOfTime:
-                    values[i] = 0.0
-                    timeouts += 1
-                except Exception as error:
-                    raise RewardError(
-                        f"the reward {reward.name!r} raised {type(error).__name__} ({error}) for "
-                        f"{named(i, problem, completion)}"
-                    ) from error
+                        clock.stop()
+                    except OutOfTime:
+                        values[i] = 0.0
+                        timeouts += 1
+                    except Exception as error:
+                        raise RewardError(
+                            f"the reward {reward.name!r} raised {type(error).__name__} ({error}) for "
+                            f"{named(i, problem, completion)}"
+                        ) from error
         for i in np.flatnonzero(~np.isfinite(values))[:1].tolist():
             raise RewardError(
                 f"the reward {reward.name!r} is {values[i]} for {named(i, problems[i], completions[i])}"
@@ -133,20 +134,33 @@ class OutOfTime(BaseException):
     """A judgement that took too long. No Exception, lest the rule itself catch it."""
 
 
-@contextmanager
-def limited(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime in a `with` block that takes longer, where Python allows it."""
-    if not math.isfinite(seconds) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class Clock:
+    """In a `with` block: raises OutOfTime `seconds` after `start`, unless `stop` comes first."""
 
-    def stop(number: int, frame: Any) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.works = math.isfinite(seconds) and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Self:
+        if self.works:
+            self.before = signal.signal(signal.SIGALRM, self.ring)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.works:
+            self.stop()
+            signal.signal(signal.SIGALRM, self.before)
+
+    def start(self) -> None:
+        """Wind it up."""
+        if self.works:
+            signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+    def stop(self) -> None:
+        """Let it not ring."""
+        if self.works:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def ring(self, number: int, frame: Any) -> None:
+        """Called by Python where the time is over."""
         raise OutOfTime
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -38,9 +38,15 @@ class Sample(NamedTuple):
         return Completion(tokenizer.decode(said.tolist(), special=True), self.ended, len(self.tokens))
 
 
-def uniforms(seed: Any, sequence: int, count: int) -> np.ndarray:
-    """(count,) numbers in [0, 1) for the tokens of a sequence; a larger count begins with the same ones."""
-    return np.random.default_rng((*np.atleast_1d(seed).tolist(), sequence)).random(count)
+def uniforms(seed: Any, sequences: range, count: int) -> np.ndarray:
+    """Numbers in [0, 1) for the first `count` tokens of sequences: (sequences, count).
+
+    The generator is one that counts: a number is found from seed, sequence and position, whatever else is
+    asked for.
+    """
+    key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+    streams = (np.random.Philox(key=key, counter=[0, sequence, 0, 0]) for sequence in sequences)
+    return np.stack([np.random.Generator(stream).random(count) for stream in streams])
 
 
 def rollout(
@@ -65,7 +71,7 @@ def rollout(
     unique = [np.asarray(prompt, dtype=np.int64) for prompt in prompts]
     lengths = np.array([len(prompt) for prompt in unique])
     time, batch = int(lengths.max()), len(unique) * samples
-    u = np.stack([uniforms(seed, first_sequence + i, max_new_tokens) for i in range(batch)])  # (batch, new)
+    u = uniforms(seed, range(first_sequence, first_sequence + batch), max_new_tokens)  # (batch, new)
     padded = np.stack([np.pad(prompt, (time - len(prompt), 0)) for prompt in unique])
     watch = Watch(model, batch, time + max_new_tokens) if experts else None
 
