@@ -1,0 +1,103 @@
+"""FP8, fine-tuning, reinforcement and distillation: their steps on the device are those on the host."""
+
+import numpy as np
+import pytest
+
+import tinygrad_ds as tg
+from layers.precision import Bfloat16, Fp8, precision
+from posttrain.distill import Distillation, likeliest
+from posttrain.grpo import Objective, Reinforcement
+from posttrain.sft import FineTuning
+from tests.cuda.test_training import arrays_of, figures_of_loss
+from tests.posttrain.small import HASH, Letters, network, sequences, vocabulary
+from tests.train.test_trainer import next_work
+from tests.train.tiny import tiny_model
+from tinygrad_ds.device import device_of
+from train import AdamW
+from train.trainer import State, train
+
+pytestmark = pytest.mark.cuda
+EXAMPLES = sequences([(3, 4), (1, 2), (6, 5), (2, 1)])
+
+
+def on_both(make, kernels, steps=2, tolerance=1e-8, **options):
+    """Train what `make` gives (model, next_work, loss, after) on host and device; both must end alike."""
+    ended = []
+    for device, chosen in (("cpu", "reference"), ("cuda", kernels)):
+        with tg.using(device=device, kernels=chosen):
+            model, work, loss, after = make()
+            records = []
+            train(
+                model,
+                AdamW(model, lr=0.0),
+                work,
+                loss,
+                State(total=work(State(total=1.0)).size * steps),
+                learning_rate=lambda state: 0.003,
+                after=[*after, lambda state, record, add=records.append: add(record)],
+                **options,
+            )
+            assert {device_of(leaf.data) for leaf in model.parameters()} == {device}
+            ended.append((arrays_of(model), records))
+    (here, records), (there, records_there) = ended
+    assert len(records) == steps
+    for name, array in here.items():
+        scale = max(np.abs(array).max(), 1.0)
+        np.testing.assert_allclose(there[name], array, rtol=0, atol=tolerance * scale, err_msg=name)
+    for one, other in zip(records, records_there, strict=True):
+        for number, value in one.items():
+            if isinstance(value, float) and number != "seconds":
+                assert other[number] == pytest.approx(value, rel=1e-6, abs=1e-9), number
+
+
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+@pytest.mark.parametrize("products", [Fp8(), Fp8(stochastic=True, power_of_two=True), Bfloat16()])
+def test_rounded_products(products, kernels):
+    """In float64, so that both sides round the same numbers: the formats are coarse, not the comparison."""
+
+    def make():
+        model = tiny_model()
+        return model, next_work(model, (2, 2)), figures_of_loss, []
+
+    step = iter(range(100))
+    on_both(make, kernels, tolerance=1e-6, around=lambda: precision(products, seed=next(step) % 2))
+
+
+def test_fine_tuning():
+    def make():
+        subject = FineTuning(EXAMPLES, 16, batch=4, micro_batch=2)
+        return network(), subject.next_work, subject.loss, []
+
+    on_both(make, "fused")
+
+
+@pytest.mark.parametrize("aggregate", ["grpo", "dr_grpo"])
+@pytest.mark.parametrize("replay", [False, True])
+def test_reinforcement(aggregate, replay):
+    """Sampled, judged and learnt from: the same tokens, rewards and weights."""
+
+    def make():
+        model, reference = network(), network(seed=1)
+        objective = Objective(
+            prompts=3,
+            group=4,
+            max_new_tokens=5,
+            beta=0.1,
+            aggregate=aggregate,
+            routing_replay=replay,
+            micro_batch=6,
+        )
+        subject = Reinforcement(model, vocabulary(), Letters(), [HASH], objective, reference)
+        return model, subject.next_work, subject.loss, [subject.after]
+
+    on_both(make, "fused", tolerance=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_distillation(beta):
+    def make():
+        teacher = likeliest(network(seed=2), EXAMPLES, k=8)
+        subject = Distillation(EXAMPLES, 16, batch=4, beta=beta, temperature=2.0).taught_by(teacher)
+        return network(), subject.next_work, subject.loss, []
+
+    on_both(make, "fused", tolerance=1e-6)
