@@ -124,6 +124,13 @@ LARGER = {
     "experts_out": [
         ((numbers(450, 90), numbers(150, 3, seed=1), numbers(5, 70, 45, seed=2), *sent(150, 3, 5)), {})
     ],
+    "fp8_linear": [
+        ((numbers(5, 30, 140), numbers(150, 140, seed=1)), {"seed": 3, "gradient_format": "e5m2"}),
+        (
+            (numbers(150, 40), numbers(30, 40, seed=1), numbers(30, seed=2)),
+            {"cache_format": "e5m6", "power_of_two": True, "side": 16},
+        ),
+    ],
     "quantize": [
         ((100 * numbers(3, 200),), {"format": "e4m3", "tile": (1, 128)}),
         ((numbers(130, 140),), {"format": "e5m2", "tile": (128, 128), "power_of_two": True}),

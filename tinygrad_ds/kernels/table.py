@@ -33,6 +33,7 @@ TWINS: dict[str, dict[str, str]] = {
         "embedding": "indexing",
         "experts_in": "experts",
         "experts_out": "experts",
+        "fp8_linear": "fp8",
         "grouped_linear": "grouped",
         "linear_cross_entropy": "loss",
         "log_softmax": "activation",

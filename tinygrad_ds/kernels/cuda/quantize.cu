@@ -29,11 +29,11 @@ __device__ inline real rounded(real a, long long mantissa, long long least_expon
 }
 
 // values (rows, columns), scales (tiles down, tiles across), infinities (): how many were made the largest number.
-// Grid (tiles across, tiles down).
+// back: values are scaled back. Grid (tiles across, tiles down).
 extern "C" __global__ void quantize(const real* x, real* values, real* scales, unsigned long long* infinities,
                                     long long rows, long long columns, long long tile_rows, long long tile_columns,
                                     long long mantissa, long long least_exponent, double largest, double least,
-                                    long long power_of_two, long long at_random, long long seed) {
+                                    long long power_of_two, long long at_random, long long seed, long long back) {
   __shared__ real room[4];
   const long long top = blockIdx.y * tile_rows, left = blockIdx.x * tile_columns;
   const long long height = min(tile_rows, rows - top), width = min(tile_columns, columns - left);
@@ -57,6 +57,7 @@ extern "C" __global__ void quantize(const real* x, real* values, real* scales, u
   for (long long i = threadIdx.x; i < height * width; i += 128) {
     const long long at = (top + i / width) * columns + left + i % width;
     const unsigned bits = hashed((unsigned)at + (unsigned)seed);
-    values[at] = rounded(x[at] / scale, mantissa, least_exponent, (real)largest, at_random != 0, bits);
+    const real value = rounded(x[at] / scale, mantissa, least_exponent, (real)largest, at_random != 0, bits);
+    values[at] = back ? value * scale : value;
   }
 }
