@@ -110,7 +110,7 @@ def chat(asked: Chat, console: Console | None = None) -> None:
         try:
             completion = reply(speaker, prompt, asked, console, asked.seed + number)
         except UserError as error:
-            console.print(str(error), style="red", markup=False)
+            console.print(str(error), style="red", markup=False, highlight=False)
             continue
         if problem is not None:
             console.print("right" if accuracy(problem, completion) else "wrong", style="dim")

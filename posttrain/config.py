@@ -113,6 +113,10 @@ class Grpo:
 
     def __post_init__(self) -> None:
         at_least_one(self, "steps", "save_every")
+        if self.steps % self.objective.updates:
+            raise UserError(
+                f"steps is {self.steps} but must be a multiple of updates, which is {self.objective.updates}"
+            )
 
 
 @dataclass(frozen=True)

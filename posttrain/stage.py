@@ -83,8 +83,8 @@ def run_stage(
     """Train to the end, writing metrics.jsonl, checkpoints and the vocabulary into `folder`.
 
     Checkpoints come after multiples of `multiple` steps only (the updates that share a batch of completions),
-    and so must the end. bias_speed: how far the routers' biases move in a step. A reward that breaks stops the run with a checkpoint from before the step. Raises
-    TrainingStopped, UserError.
+    and so must the end. bias_speed: how far the routers' biases move in a step. A reward that breaks stops
+    the run with a checkpoint from before the step. Raises TrainingStopped, UserError.
     """
     (model, tokenizer), state, optimizer = start.speaker, start.state, start.optimizer
     if state.total < 1 or state.total % multiple:
