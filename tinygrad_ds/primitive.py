@@ -31,7 +31,10 @@ _NUMBERS = (bool, int, float)  # np.float64 is a float too, and as weak
 
 
 class Twin:
-    """A fused pair for one primitive and device: functions of the reference's names and signatures."""
+    """A fused pair for one primitive and device: functions of the reference's names and signatures.
+
+    Where there are halves, `NAME_backward` may do both at once, for what they share.
+    """
 
     def __init__(self, primitive: "Primitive", device: str) -> None:
         name = self.name = primitive.name
@@ -41,7 +44,7 @@ class Twin:
         if primitive.weights:
             self.backward_input = getattr(module, f"{name}_backward_input")
             self.backward_weight = getattr(module, f"{name}_backward_weight")
-            self.backward = _both_halves(self)
+            self.backward = getattr(module, f"{name}_backward", None) or _both_halves(self)
         else:
             self.backward = getattr(module, f"{name}_backward")
 

@@ -92,36 +92,36 @@ def experts_out(gate_up, weights, weight, position, offsets):
     return y, saved
 
 
+def experts_out_backward(saved, g):
+    """Both halves at once: the rows of g are gathered once."""
+    return _experts_out_backward(saved, g, True, True)
+
+
 def experts_out_backward_input(saved, g):
-    gate_up, of_row, weight, position, tokens, bounds = saved
-    d, width = weight.shape[1:]
-    rows, u = buffer(bounds, d, g.dtype), buffer(bounds, width, g.dtype)
-    grad_gate_up, grad_of_row = np.empty_like(gate_up), np.empty_like(of_row)
-    g = contiguous(g)
-    for e, start, stop in runs(bounds):
-        copies, of_expert = gathered(g, tokens[start:stop], rows), u[: stop - start]
-        np.matmul(copies, weight[e], out=of_expert)
-        swiglu_backward(
-            of_expert,
-            gate_up[start:stop],
-            of_row[start:stop],
-            grad_gate_up[start:stop],
-            grad_of_row[start:stop],
-        )
-    return grad_gate_up, grad_of_row[position], None, None, None
+    return _experts_out_backward(saved, g, True, False)
 
 
 def experts_out_backward_weight(saved, g):
-    gate_up, of_row, weight, _, tokens, bounds = saved
+    return _experts_out_backward(saved, g, False, True)
+
+
+def _experts_out_backward(saved, g, of_input, of_weight):
+    gate_up, of_row, weight, position, tokens, bounds = saved
     d, width = weight.shape[1:]
     rows, h = buffer(bounds, d, g.dtype), buffer(bounds, width, g.dtype)
-    grad_weight = np.empty_like(weight)
+    grad_gate_up, grad_of_row = (np.empty_like(a) for a in (gate_up, of_row)) if of_input else (None, None)
+    grad_weight = np.empty_like(weight) if of_weight else None
     g = contiguous(g)
     for e, (start, stop) in enumerate(zip(bounds, bounds[1:])):
-        copies, hidden = gathered(g, tokens[start:stop], rows), h[: stop - start]
-        weighted_swiglu(gate_up[start:stop], of_row[start:stop], hidden)
-        np.matmul(copies.T, hidden, out=grad_weight[e])
-    return None, None, grad_weight, None, None
+        run, hidden = slice(start, stop), h[: stop - start]
+        copies = gathered(g, tokens[run], rows)
+        if of_weight:  # also without rows: zeros
+            weighted_swiglu(gate_up[run], of_row[run], hidden)
+            np.matmul(copies.T, hidden, out=grad_weight[e])
+        if of_input:
+            np.matmul(copies, weight[e], out=hidden)
+            swiglu_backward(hidden, gate_up[run], of_row[run], grad_gate_up[run], grad_of_row[run])
+    return grad_gate_up, grad_of_row[position] if of_input else None, grad_weight, None, None
 
 
 def buffer(bounds, width, dtype):
@@ -131,7 +131,18 @@ def buffer(bounds, width, dtype):
 
 def gathered(x, tokens, rows):
     """Copies of the tokens' rows, in the buffer."""
-    return np.take(x, tokens, axis=0, out=rows[: len(tokens)], mode="clip")
+    copies = rows[: len(tokens)]
+    _gather(copies, tokens, x)
+    return copies
+
+
+@kernel("(T[:, ::1], int64[::1], T[:, ::1])")
+def _gather(rows, tokens, x):
+    for part in prange(PARTS):
+        for r in range(share(part, len(rows)), share(part + 1, len(rows))):
+            to, row = rows[r], x[tokens[r]]
+            for i in range(len(row)):
+                to[i] = row[i]
 
 
 @kernel("(T[:, ::1], int64[::1], T[:, ::1])")
