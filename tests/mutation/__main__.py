@@ -21,10 +21,10 @@ from tests.mutation.targets import Mutant, mutants, targets
 from tests.mutation.worker import Outcome, run
 
 
-def chosen(where: str, only: str, sample: int | None, seed: int) -> list[Mutant]:
+def chosen(where: str, only: list[str], sample: int | None, seed: int) -> list[Mutant]:
     """The mutants that are asked for, in the order of files."""
     found = [mutant for target in targets(where) for mutant, _ in mutants(target)]
-    found = [mutant for mutant in found if only in mutant.name]
+    found = [mutant for mutant in found if not only or any(part in mutant.name for part in only)]
     if sample is not None and sample < len(found):
         kept = sorted(random.Random(seed).sample(range(len(found)), sample))
         found = [found[place] for place in kept]
@@ -61,7 +61,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--where", choices=("ops", "kernels", "all"), default="all")
-    parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose name holds this")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="TEXT", help="mutants whose name holds one of these"
+    )
     parser.add_argument("--sample", type=int, metavar="N", help="so many, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
@@ -73,7 +75,7 @@ def main() -> None:
     asked = parser.parse_args()
     found = chosen(asked.where, asked.only, asked.sample, asked.seed)
     if not found:
-        parser.error(f"no mutant has {asked.only!r} in its name: --list shows them all")
+        parser.error(f"no mutant has {' or '.join(asked.only)!r} in its name: --list shows them all")
     if asked.list:
         print("\n".join(mutant.name for mutant in found))
         return

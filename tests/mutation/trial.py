@@ -8,27 +8,19 @@ import ast
 import contextlib
 import importlib
 import io
-import pkgutil
 from pathlib import Path
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
 
 import tinygrad_ds as tg
+from tests.mutation.cases import Hung, Killed, Known, covers, drawn, expected, try_case
 from tests.mutation.targets import KERNELS, ROOT, Mutant, mutants
-from tests.tinygrad_ds import strategies
 from tests.tinygrad_ds.harness import STRATEGIES, Case
 from tests.tinygrad_ds.test_twins_at_size import sized
-from tinygrad_ds.dtypes import is_floating
-from tinygrad_ds.gradient_check import relative_errors
 
-for _module in pkgutil.iter_modules(strategies.__path__):
-    importlib.import_module(f"{strategies.__name__}.{_module.name}")
-
-CASES = 60
 REGISTRY = "tests/tinygrad_ds/test_registry.py"
 WALK = (
     "gradient_equals_central_differences",
@@ -45,22 +37,8 @@ KERNEL_TESTS = {
 }
 
 
-class Killed(Exception):
-    """A check has seen that something is wrong."""
-
-
 class Stale(Exception):
     """The file is not what it was when the mutants were listed."""
-
-
-class Known(NamedTuple):
-    """A case with the numbers that it gives unmutated, and the gradients that arrive at its results."""
-
-    case: Case
-    arrays: tuple[np.ndarray, ...]
-    results: list
-    sent: Any
-    grads: list
 
 
 def code_of(mutant: Mutant) -> CodeType:
@@ -81,7 +59,7 @@ class Laboratory:
         self.failing: dict[tuple, list[str]] = {}  # tests that fail with the right code here, to be left out
 
     def by_cases(self, mutant: Mutant) -> tuple[str, str]:
-        """("killed", by what), ("alive", ""), or ("untried", why) where the right code fails here."""
+        """("killed" or "timeout", by what), ("alive", ""), or ("untried", why) where the right code fails."""
         fused = mutant.target.file.startswith(KERNELS)
         for name in (names := covered_by(mutant)):  # while the code is still right
             try:
@@ -93,7 +71,7 @@ class Laboratory:
                 try:
                     self.walk(name, fused)
                 except Killed as killed:
-                    return "killed", f"{name}: {killed}"
+                    return "timeout" if isinstance(killed, Hung) else "killed", f"{name}: {killed}"
         return "alive", ""
 
     def by_tests(self, mutant: Mutant) -> tuple[str, str]:
@@ -213,114 +191,3 @@ def files_about(names: list[str]) -> list[str]:
         if calls and path.name not in ("test_registry.py", "test_kernels.py", "test_kernel_layouts.py"):
             counted.append((-calls, str(path.relative_to(ROOT))))
     return [file for _, file in sorted(counted)][:3]
-
-
-def drawn(name: str) -> list[Case]:
-    """Cases from the walk's own strategy, the same each time."""
-    found: list[Case] = []
-
-    @settings(
-        max_examples=CASES,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(case=STRATEGIES[name])
-    def collect(case: Case) -> None:
-        found.append(case)
-
-    collect()
-    return found
-
-
-def outputs_of(result: Any) -> tuple:
-    """The results as a tuple."""
-    return result if isinstance(result, tuple) else (result,)
-
-
-def arriving(result: Any) -> Any:
-    """A gradient for each floating result."""
-    random = np.random.default_rng(1)
-    parts = tuple(
-        random.normal(size=np.shape(y)).astype(np.asarray(y).dtype)
-        if is_floating(np.asarray(y).dtype)
-        else None
-        for y in outputs_of(result)
-    )
-    return parts if isinstance(result, tuple) else parts[0]
-
-
-def expected(name: str, case: Case, arrays: tuple) -> list[Known]:
-    """What a case gives with the code as it is; nothing where it cannot be computed in this format."""
-    primitive: Any = tg.primitives[name]
-    with np.errstate(all="ignore"):
-        result, saved = primitive.forward(*arrays, **case.options)
-        sent = arriving(result)
-        grads = [None if g is None else np.array(g) for g in primitive.backward(saved, sent)]
-    results = [np.array(y) for y in outputs_of(result)]
-    return [Known(case, arrays, results, sent, grads)]
-
-
-def covers(name: str, known: Known) -> bool:
-    """Whether the twin serves a case, and rightly, as it is."""
-    twin = tg.primitives[name].fused["cpu"]
-    with np.errstate(all="ignore"):
-        answer = twin.forward(*known.arrays, **known.case.options)
-    if answer is NotImplemented:
-        return False
-    try_case(twin, known, True)
-    return True
-
-
-def try_case(pair: Any, known: Known, fused: bool) -> None:
-    """One case with the code in place. Raises Killed where anything differs from what it should be."""
-    arrays = tuple(array.copy() for array in known.arrays)
-    try:
-        with np.errstate(all="ignore"):
-            result, saved = pair.forward(*arrays, **known.case.options)
-            grads = pair.backward(saved, known.sent)
-    except Exception as error:
-        raise Killed(f"{type(error).__name__}: {error}") from None
-    for array, before in zip(arrays, known.arrays):
-        if not np.array_equal(array, before, equal_nan=True):
-            raise Killed("an input was changed")
-    if not isinstance(grads, tuple) or len(grads) != len(known.grads):
-        raise Killed("another number of gradients")
-    same = twin_close if fused else reference_close
-    for what, given_arrays, expected_arrays in (
-        ("result", outputs_of(result), known.results),
-        ("gradient", grads, known.grads),
-    ):
-        for place, (a, b) in enumerate(zip(given_arrays, expected_arrays)):
-            if (a is None) != (b is None):
-                raise Killed(f"{what} {place} is {'None' if a is None else 'not None'}")
-            if a is not None:
-                a = np.asarray(a)
-                if a.shape != b.shape or a.dtype != b.dtype:
-                    raise Killed(f"{what} {place} is {a.dtype}{a.shape}, not {b.dtype}{b.shape}")
-                if not same(a, b):
-                    raise Killed(f"{what} {place} differs on {[x.shape for x in known.arrays]}")
-
-
-def reference_close(a: np.ndarray, b: np.ndarray) -> bool:
-    """What the numeric check would let pass; in float32, which it does not judge, the form alone counts."""
-    if a.dtype.kind != "f" or a.dtype == np.float32:
-        return bool(a.dtype == np.float32 or np.array_equal(a, b))
-    finite = np.isfinite(b)
-    if not np.array_equal(np.isfinite(a), finite):
-        return False
-    return bool(relative_errors(a[finite], b[finite]).max(initial=0.0) <= 1e-6)
-
-
-def twin_close(a: np.ndarray, b: np.ndarray) -> bool:
-    """The walk's tolerance for twins: 1e-12 in float64, 2e-5 in float32, of the largest entry."""
-    if a.dtype.kind != "f":
-        return bool(np.array_equal(a, b))
-    finite = np.isfinite(b)
-    if not np.array_equal(np.isfinite(a), finite):
-        return False
-    tolerance = 1e-12 if a.dtype == np.float64 else 2e-5
-    largest = max(np.abs(b[finite]).max(initial=0.0), 1e-30)
-    return bool(np.abs(a[finite] - b[finite]).max(initial=0.0) <= tolerance * largest)

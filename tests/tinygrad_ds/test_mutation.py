@@ -8,11 +8,12 @@ import pytest
 
 import tinygrad_ds as tg
 from tests.mutation.__main__ import chosen, trial
+from tests.mutation.cases import Hung, limited, try_case
 from tests.mutation.equivalents import EQUIVALENT, reason
 from tests.mutation.mutations import mutations
 from tests.mutation.report import details, survivors, table
 from tests.mutation.targets import Target, functions, mutants, targets
-from tests.mutation.trial import Laboratory, Stale, code_of, try_case
+from tests.mutation.trial import Laboratory, Stale, code_of
 from tests.mutation.worker import Outcome
 from tinygrad_ds.kernels.table import TWINS
 
@@ -101,6 +102,14 @@ def test_the_walk_lets_the_right_code_pass_and_stops_the_wrong():
         try_case(tg.softmax, known, False)
 
 
+def test_a_loop_without_end_is_left():
+    with pytest.raises(Hung), limited(0.05):
+        while True:
+            pass
+    with limited(0.05):
+        pass
+
+
 def test_a_file_that_changed_meanwhile_is_noticed():
     mutant = mutants(SOFTMAX)[0][0]._replace(before="something else")
     with pytest.raises(Stale):
@@ -130,7 +139,7 @@ def test_the_report_counts():
 
 def test_a_worker_that_hangs_is_replaced(monkeypatch):
     """A limit of nothing: a mutant is given up, and a new process tries the next."""
-    asked = chosen("ops", "ops/activation.py:relu_backward", None, 0)
+    asked = chosen("ops", ["ops/activation.py:relu_backward"], None, 0)
     assert len(asked) > 2
     outcomes = trial(asked[:2], 1, 0.0, say=False)
     assert {each.mutant for each in outcomes} == set(asked[:2])
@@ -138,7 +147,7 @@ def test_a_worker_that_hangs_is_replaced(monkeypatch):
 
 
 def test_kernels_are_tried_as_plain_python():
-    asked = chosen("kernels", "norm.py:_rmsnorm_backward", 4, 0)
+    asked = chosen("kernels", ["norm.py:_rmsnorm_backward"], 4, 0)
     outcomes = trial(asked, 1, 120.0, say=False)
     assert [each.verdict for each in outcomes] == ["killed"] * 4
     assert hasattr(importlib.import_module("tinygrad_ds.kernels.cpu.norm")._rmsnorm_backward, "function")
@@ -146,6 +155,6 @@ def test_kernels_are_tried_as_plain_python():
 
 @pytest.mark.slow
 def test_a_sample_of_all_mutants_is_killed():
-    outcomes = trial(chosen("all", "", 100, 0), 2, 120.0, say=False)
+    outcomes = trial(chosen("all", [], 100, 0), 2, 120.0, say=False)
     assert len(outcomes) == 100
     assert survivors(outcomes) == [], details(outcomes)

@@ -23,13 +23,14 @@ ROWS = {
     "experts": 5,
     "chosen": 2,
 }
+FEW_EXPERTS = ROWS | {"experts": 2}  # so that each has as many rows as there are tokens
 WIDE = ROWS | {"time": 9, "d": 35, "out": 70, "heads": 2, "group": 1, "head": 66, "vocab": 300, "experts": 18}
 FOR_LARGE_ONLY = {"concatenate", "split"}  # test_kernel_layouts.py gives them arrays that they serve
 
 
 def sized(name: str) -> list[Case]:
-    """Cases of two fixed sizes, and of random ones with random options."""
-    draws = [Draw(0, sizes=sizes, digits=None) for sizes in (ROWS, WIDE)]
+    """Cases of three fixed sizes, and of random ones with random options."""
+    draws = [Draw(0, sizes=sizes, digits=None) for sizes in (ROWS, FEW_EXPERTS, WIDE)]
     draws += [Draw((1, seed), side=6, digits=None) for seed in range(6)]
     return [MAKERS[name](draw) for draw in draws]
 
@@ -50,3 +51,18 @@ def test_twin_equals_reference_where_every_part_has_rows(name):
             sent = cotangents_for(result)
             same_arrays(twin.backward(answer[1], sent), primitive.backward(saved, sent), tolerance)
     assert served
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in TWINS}))
+def test_a_twin_takes_none_where_no_gradient_arrives(name):
+    """Of several outputs, each alone has a gradient."""
+    primitive, twin = tg.primitives[name], tg.primitives[name].fused["cpu"]
+    for arrays, options in sized(name):
+        result, saved = primitive.forward(*arrays, **options)
+        answer = twin.forward(*arrays, **options)
+        if not isinstance(result, tuple) or answer is NotImplemented:
+            continue
+        for position, sent in enumerate(cotangents_for(result)):
+            alone = tuple(sent if place == position else None for place in range(len(result)))
+            if sent is not None:
+                same_arrays(twin.backward(answer[1], alone), primitive.backward(saved, alone), 1e-12)
