@@ -36,6 +36,7 @@ def calls(rows, width, dtype=np.float32):
         "softmax": ((x,), {}),
         "log_softmax": ((x,), {}),
         "swiglu": ((x, normal(rows, width, dtype=dtype, seed=1)), {}),
+        "fp8_linear": ((x, normal(width, width, dtype=dtype)), {}),
         "cross_entropy": ((x, targets), {"ignore_index": -1}),
         "linear_cross_entropy": ((x, normal(width, width, dtype=dtype), targets), {"ignore_index": -1}),
         "embedding": ((x, np.abs(targets).repeat(3) % rows), {}),

@@ -122,7 +122,7 @@ def _quantise(x, layout, how, largest, least, scales, y, codes, odd):
     """Any tiles. odd[part] is set where an entry is not finite; what is written is of no use then."""
     across, height, width, seed = scales.shape[1], how[ROWS], how[COLUMNS], np.uint32(how[SEED])
     format, zero, one = parts_of(layout), x.dtype.type(0), x.dtype.type(1)
-    infinity = magnitude(x.dtype.type(np.inf))
+    infinity = magnitude(over(one, zero))
     for part in prange(PARTS):
         for t in range(share(part, scales.size), share(part + 1, scales.size)):
             a, left = t // across, t % across * width
@@ -161,7 +161,7 @@ def _quantise_columns(x, layout, how, largest, least, scales, y, odd):
     height, seed, format = how[ROWS], np.uint32(how[SEED]), parts_of(layout)
     across = (x.shape[1] + STRIP - 1) // STRIP
     zero, one = x.dtype.type(0), x.dtype.type(1)
-    infinity = magnitude(x.dtype.type(np.inf))
+    infinity = magnitude(over(one, zero))
     for part in prange(PARTS):
         for t in range(share(part, len(scales) * across), share(part + 1, len(scales) * across)):
             a, left = t // across, t % across * STRIP
