@@ -1,8 +1,7 @@
-# Everything from a fresh clone: `make demo` trains a small model, `make test` tests all of it; `make help`
+# Everything from a fresh clone: `make demo` goes the road to R1, `make test` tests all of it; `make help`
 # lists the rest.
 
 PYTHON ?= python3
-DEMO := -m train demo --out runs/demo
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +21,7 @@ PYTEST = seconds=$$(cat $(SETUP_SECONDS) 2>/dev/null); rm -f $(SETUP_SECONDS); S
     $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
 .DEFAULT_GOAL := help
-.PHONY: help demo parallel-demo test test-all test-cuda gpu-check lint bench mutation oracle clean
+.PHONY: help demo demo-text parallel-demo test test-all test-cuda gpu-check lint bench mutation oracle clean
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 12
@@ -37,9 +36,12 @@ $(INSTALLED): $(SOURCES)
 	    echo $$(( $$(date +%s) - start )) > $(SETUP_SECONDS)
 	@touch $@
 
-demo: export TEXT := $(TEXT)
-demo: $(INSTALLED)  ## train a small DeepSeek on English text (or TEXT=path) and write runs/demo/report.html
-	$(BIN)/python $(DEMO) $(if $(TEXT),--text "$$TEXT")
+demo demo-text: export TEXT := $(TEXT)
+demo: $(INSTALLED)  ## a base, R1-Zero, R1's five stages and a student; report in runs/demo; again: goes on
+	$(BIN)/python -m posttrain demo --out runs/demo $(if $(TEXT),--text "$$TEXT")
+
+demo-text: $(INSTALLED)  ## train a small DeepSeek on English text (or TEXT=path); report in runs/demo-text
+	$(BIN)/python -m train demo --out runs/demo-text $(if $(TEXT),--text "$$TEXT")
 
 test: $(INSTALLED)  ## the tests (or TESTS=path), the same random examples each time
 	@$(PYTEST) $(TESTS)

@@ -5,6 +5,7 @@
     python -m posttrain reject MODEL --out chains.jsonl sample chains and keep the right ones
     python -m posttrain distill STUDENT chains.jsonl --teacher MODEL
     python -m posttrain eval MODEL                      pass@1, pass@k, cons@k and more, with errors
+    python -m posttrain r1 --out runs/r1                all the road to R1, with a report (demo: shorter)
     python -m posttrain chat MODEL                      talk to it; thoughts are dimmed
 
 MODEL is a run's folder or a published checkpoint with its tokenizer.json. A task is ledger, expressions, or a
@@ -26,6 +27,7 @@ from posttrain import commands, config
 from posttrain.chat import chat
 from posttrain.config import NOWHERE, load_settings
 from posttrain.progress import StageDisplay
+from posttrain.r1 import DEMO, Road, go
 from tinygrad_ds.command import with_device
 from train.errors import UserError
 from train.trainer import TrainingStopped
@@ -46,6 +48,8 @@ COMMANDS = {
     "distill": Command(config.Distill(), commands.sft, resumes=True),
     "reject": Command(config.Reject(), lambda asked, going_on, display: commands.rejected(asked, display)),
     "eval": Command(config.Eval(), lambda asked, going_on, display: commands.evaluated(asked, display)),
+    "r1": Command(Road(), lambda asked, going_on, display: go(asked, display)),
+    "demo": Command(DEMO, lambda asked, going_on, display: go(asked, display)),
     "chat": Command(config.Chat(), lambda asked, going_on, display: chat(asked)),
 }
 

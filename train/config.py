@@ -251,4 +251,4 @@ def toml_value(value: Any) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
-DEMO = Config(out=Path("runs/demo"), seconds=200.0)
+DEMO = Config(out=Path("runs/demo-text"), seconds=200.0)

@@ -7,6 +7,7 @@ rarely used: what reinforcement will find.
 
 import numpy as np
 
+from layers import DeepSeekConfig, DeepSeekModel
 from posttrain.learning import Learning
 from posttrain.ledger import short
 from posttrain.notation import LABELS, LANGUAGE_OF, LANGUAGES, NUMBERS
@@ -14,15 +15,25 @@ from posttrain.packing import Example
 from posttrain.r1.settings import TIME
 from posttrain.r1.world import World
 from posttrain.sft import FineTuning, example
-from posttrain.tasks import Question, draw_many
+from posttrain.tasks import Question
 
 POOL = 20_000  # problems, which come again every 250 steps
 BATCH, LONG = 80, 0.6  # completions in a step, and the share that are chains
 TEXT_ROWS, TEXT_WEIGHT = 6, 0.3
 MIXED = 0.5  # share of the chains that mix two notations, where the task has both
 BIAS_SPEED = 5e-3
+EMBEDDING_RANGE = 1.0  # standard deviation
 
-LEARNING = Learning(optimizer="muon", lr=5e-3, matrix_lr=0.02, warmup_steps=20, decay="linear")
+LEARNING = Learning(optimizer="muon", lr=5e-3, matrix_lr=0.01, warmup_steps=20, decay="linear")
+
+
+def fresh(config: DeepSeekConfig, seed: int) -> DeepSeekModel:
+    """Random weights, those of the embedding larger: words are told apart from the first step on."""
+    model = DeepSeekModel(config, seed=seed)
+    rng = np.random.default_rng((seed, 6))
+    weight = model.embed_tokens.weight
+    weight.data[...] = rng.normal(0.0, EMBEDDING_RANGE, weight.shape)
+    return model
 
 
 def mixture(world: World, seed: int) -> FineTuning:
@@ -35,7 +46,7 @@ def mixture(world: World, seed: int) -> FineTuning:
     rng = np.random.default_rng((seed, 7))
     weight = p * (1 - LONG) / ((1 - p) * LONG)
     examples = []
-    for question in draw_many(world.task, POOL, (seed, 8)):
+    for question in world.questions(POOL, 8, seed):
         if rng.random() < LONG:
             examples.append(long(world, question, weight, rng))
         else:

@@ -1,32 +1,27 @@
-"""A preference for real text over sampled text, in the form of Bradley and Terry (1952), and a reward from it.
+"""A preference for real text over sampled text, in the form of Bradley and Terry (1952).
 
     r(x) = w . mean of h over the continuation          P(x is preferred to y) = sigmoid(r(x) - r(y))
     L    = -ln sigmoid(r(real) - r(sampled))
 
 h are the hidden states of a copy of the base, w is the row of its head for the end token, which nothing else
 reads here: so the whole of it is a network like any other, saved and loaded as one. Both continuations follow
-the same prefix. DeepSeek-R1, section 2.3.4, rewards general text by such a model.
+the same prefix. DeepSeek-R1, section 2.3.4, rewards general text by such a model: posttrain.r1.taste.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import tinygrad_ds as tg
 from layers import DeepSeekModel
-from posttrain.completion import Completion
 from posttrain.learning import Learning
 from posttrain.metrics import Figure, figure
 from posttrain.models import Speaker
-from posttrain.rewards import Reward
 from posttrain.rollout import rollout
-from posttrain.tasks import Problem, Question, Task
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import to_host
 from train.batches import IGNORED, TrainingBatches
-from train.tokenizer import Tokenizer
 from train.trainer import State, Work
 
 PREFIX, LENGTH = 32, 32  # tokens
@@ -91,7 +86,7 @@ class Preference:
         return Work([Pairs(self.pairs.real[own], self.pairs.sampled[own])], float(len(own)), 1.0)
 
     def loss(self, model: DeepSeekModel, part: Pairs, count: float) -> tuple[Tensor, dict[str, float]]:
-        """-ln sigmoid(r(real) - r(sampled)), which is cross-entropy over the two, and the share that is right."""
+        """-ln sigmoid(r(real) - r(sampled)): cross-entropy over the two. And the share that is right."""
         n = len(part.real)
         both = scores(model, np.concatenate(part), continuation(2 * n), self.end_id).reshape(2, n)
         value = tg.cross_entropy(both.transpose(1, 0), np.zeros(n, dtype=np.int64), reduction="sum") / count
@@ -105,63 +100,3 @@ def accuracy(model: DeepSeekModel, pairs: Pairs, end_id: int) -> Figure:
         n = len(pairs.real)
         both = to_host(scores(model, np.concatenate(pairs), continuation(2 * n), end_id).data).reshape(2, n)
     return figure(both[0] > both[1])
-
-
-@dataclass(frozen=True)
-class Continuations(Task):
-    """General text as a task: prefixes, for which there is no right answer."""
-
-    batches: TrainingBatches
-    tokenizer: Tokenizer
-
-    def sample(self, rng: np.random.Generator) -> Question:
-        """A prefix from anywhere in the text."""
-        row = self.batches.rows(int(rng.integers(self.batches.rows_per_epoch)), 1).ids[0, :PREFIX]
-        return Question(self.tokenizer.decode(row), answer=NO_ANSWER, same=lambda given, wanted: False)
-
-
-NO_ANSWER = ""
-
-
-@dataclass(frozen=True)
-class Mixed(Task):
-    """Problems of two tasks, a share of them of the second."""
-
-    first: Task
-    second: Task
-    share: float
-
-    def sample(self, rng: np.random.Generator) -> Problem:
-        """A problem of one of them."""
-        return (self.second if rng.random() < self.share else self.first).sample(rng)
-
-
-@dataclass
-class Taste:
-    """The reward for general text: sigmoid(r) of what was written; 0 for prompts of another task."""
-
-    speaker: Speaker
-    seen: list[float] = field(default_factory=list)
-
-    def reward(self, weight: float = 1.0) -> Reward:
-        """As a rule among others. It decides, as rules of accuracy do, since text has no other."""
-        return Reward("preference", lambda problem, completion: 0.0, weight, decides=True, batch=self.judge)
-
-    def judge(self, problems: Sequence[Problem], completions: Sequence[Completion]) -> np.ndarray:
-        """(N,) for all prompts at once."""
-        model, tokenizer = self.speaker
-        found = np.zeros(len(problems))
-        own = [i for i, problem in enumerate(problems) if getattr(problem, "answer", None) == NO_ANSWER]
-        if not own:
-            return found
-        prompts = [tokenizer.encode(problems[i].prompt, special=True) for i in own]
-        said = [tokenizer.encode(completions[i].text, special=True) for i in own]
-        longest = max(len(p) + len(s) for p, s in zip(prompts, said))
-        ids, weight = np.full((len(own), longest), tokenizer.end_id), np.zeros((len(own), longest))
-        for row, (prompt, answer) in enumerate(zip(prompts, said)):
-            ids[row, : len(prompt) + len(answer)] = prompt + answer
-            weight[row, len(prompt) : len(prompt) + len(answer)] = 1.0 / max(len(answer), 1)
-        with tg.no_grad():
-            r = to_host(scores(model, ids, weight, tokenizer.end_id).data)
-        found[own] = 1.0 / (1.0 + np.exp(-r.astype(np.float64)))
-        return found

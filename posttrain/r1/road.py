@@ -1,7 +1,8 @@
 """Stages one after the other, each in its folder: done ones are kept, begun ones go on, others begin.
 
-A stage is done when its folder has `done.json`. To replace one, put a run with checkpoints in its place: it
-is taken as it is, where it has all its steps, and judged. To do one anew, delete its folder.
+A stage is done when its folder has `done.json`. To replace one, put a run or a published checkpoint of your
+own in its place: it is taken as it is, and judged. To do one anew, delete its folder, and those of the stages
+that come from it.
 """
 
 import json
@@ -18,9 +19,14 @@ from posttrain.r1.settings import ANSWER, Road
 from posttrain.r1.world import World, make_world
 from train.cache import write_aside
 from train.errors import UserError
-from train.progress import Display
+from train.progress import Display, minutes
 
 DONE, SETTINGS = "done.json", "road.toml"
+OURS = "begun"  # a stage that we began; without it what stands in its folder is somebody's own
+JUDGING = 2.0  # seconds, about, that a network is judged
+EXAMPLES = 4
+
+Results = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -31,30 +37,55 @@ class Stage:
 
     name: str
     title: str
+    shows: str  # in a sentence
     needs: tuple[str, ...]
     work: Callable[[World, Path], dict[str, Any]]
     speaks: bool = True
     """Whether it ends with a network that is judged."""
     seconds: float = 20.0
-    """About how long it takes on two cores, for the time that is left."""
+    """About how long the work takes, for the time that is left."""
 
 
-def travel(road: Road, stages: Sequence[Stage], display: Display) -> dict[str, dict[str, Any]]:
-    """Do what is not done yet of the road; the results of all stages by name. Raises UserError."""
+def travel(
+    road: Road,
+    stages: Sequence[Stage],
+    display: Display,
+    after: Callable[[Path, Results], object] = lambda out, results: None,
+) -> Results:
+    """Do what is not done yet of the road; the results of all stages by name. Raises UserError.
+
+    after(out, results) is called behind each stage.
+    """
     chosen = choose(stages, road.stages)
     prepare(road)
     world = make_world(road, display)
-    results: dict[str, dict[str, Any]] = {}
+    results: Results = {}
+    planned = spent = 0.0
     for number, stage in enumerate(chosen, start=1):
         folder = road.out / stage.name
         if (folder / DONE).exists():
             results[stage.name] = json.loads((folder / DONE).read_text("utf-8"))
+            display.say(f"[{number}/{len(chosen)}] {stage.title}: done before")
             continue
-        left = sum(each.seconds for each in chosen[number - 1 :])
-        display.say(f"[{number}/{len(chosen)}] {stage.title}   (about {left / 60:.1f} min left in all)")
+        left = sum(map(expected, (each for each in chosen[number - 1 :] if not is_done(road, each))))
+        left *= spent / planned if planned else 1.0  # this machine may be slower, or faster
+        display.say(f"[{number}/{len(chosen)}] {stage.title}. {stage.shows} (all: {minutes(left)} left)")
+        began = perf_counter()
         results[stage.name] = do(stage, world, folder)
+        planned, spent = planned + expected(stage), spent + perf_counter() - began
         display.say(f"    {summary(results[stage.name])}")
+        after(road.out, results)
     return results
+
+
+def is_done(road: Road, stage: Stage) -> bool:
+    """Whether a stage has its results."""
+    return (road.out / stage.name / DONE).exists()
+
+
+def expected(stage: Stage) -> float:
+    """Seconds that a stage takes, about."""
+    return stage.seconds + JUDGING * stage.speaks
 
 
 def choose(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
@@ -89,12 +120,30 @@ def prepare(road: Road) -> None:
 def do(stage: Stage, world: World, folder: Path) -> dict[str, Any]:
     """Do one stage, judge its network, write down that it is done."""
     began = perf_counter()
-    told = stage.work(world, folder)
-    results = {"title": stage.title, "seconds": perf_counter() - began, **told}
+    told = taken(world, folder) if is_foreign(folder) else stage.work(world, folder)
+    results = {"title": stage.title, "shows": stage.shows, "seconds": perf_counter() - began, **told}
     if stage.speaks:
         results["evaluation"] = judged(world, load(folder))
-    write_aside(folder / DONE, (json.dumps(results, indent=2) + "\n").encode())
-    return results
+    text = json.dumps(results, indent=2) + "\n"
+    write_aside(folder / DONE, text.encode())
+    return json.loads(text)
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether somebody put something of their own in a stage's place."""
+    return folder.exists() and any(folder.iterdir()) and not (folder / OURS).exists()
+
+
+def taken(world: World, folder: Path) -> dict[str, Any]:
+    """Somebody's own network in place of a stage. Raises UserError where it reads another vocabulary."""
+    theirs = load(folder).tokenizer
+    if theirs.sha256 != world.tokenizer.sha256:
+        raise UserError(
+            f"{folder} is of another vocabulary ({theirs.vocab_size} tokens, sha256 {theirs.sha256[:12]}) "
+            f"than this road ({world.tokenizer.vocab_size}, {world.tokenizer.sha256[:12]}): take a network "
+            "of a road with the same text, vocab_size and languages, or delete the folder"
+        )
+    return {"taken": True, "lines": ["as it was found"]}
 
 
 def judged(world: World, speaker: Speaker) -> dict[str, Any]:
@@ -110,7 +159,7 @@ def judged(world: World, speaker: Speaker) -> dict[str, Any]:
     )
     examples = [
         {"prompt": each.problem.prompt, "said": each.texts[0], "right": bool(each.right[0])}
-        for each in found.judged[:4]
+        for each in found.judged[:EXAMPLES]
     ]
     return {**found.to_dict(), "examples": examples}
 

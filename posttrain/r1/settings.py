@@ -43,7 +43,7 @@ class Road:
     cold_steps: int = 15
     policy_steps: int = 40
     harvest: int = 1024
-    """Prompts for rejection sampling, four completions each; a quarter as many more for the students."""
+    """Prompts for rejection sampling, four completions each; for the students four times as many."""
     blend_steps: int = 100
     pairs: int = 4096
     """Pairs of a real and a sampled continuation, for the preference."""
@@ -94,7 +94,7 @@ class Road:
                 routed_scaling_factor=1.0,
                 num_nextn_predict_layers=0,
                 max_position_embeddings=TIME,
-                initializer_range=0.02,
+                initializer_range=0.1,
                 bos_token_id=end_id,
                 eos_token_id=end_id,
             )

@@ -6,7 +6,7 @@ from typing import Any
 from posttrain.ledger import Ledger
 from posttrain.notation import with_words, words_of
 from posttrain.r1.settings import TIME, Road
-from posttrain.tasks import Task
+from posttrain.tasks import Question, draw_many
 from train.batches import Tokens, TrainingBatches, tokenize
 from train.data import load_corpus
 from train.progress import Display
@@ -23,12 +23,17 @@ class World:
     tokenizer: Tokenizer  # of text and the task's words
     text: Tokens
     held_out: Tokens
-    task: Task
+    task: Ledger
     display: Display
 
     def batches(self, seed: int) -> TrainingBatches:
         """Rows of general text."""
         return TrainingBatches(self.text, time=TIME, seed=seed)
+
+    def questions(self, count: int, *seed: int) -> list[Question]:
+        """Different problems to train on, by the road's seed and another number."""
+        drawn = draw_many(self.task, count, (self.road.seed, *seed))
+        return [problem for problem in drawn if isinstance(problem, Question)]
 
     def judged_text(self) -> dict[str, Any]:
         """What `evaluate` needs to measure the held-out text."""
