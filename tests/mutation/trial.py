@@ -110,7 +110,9 @@ class Laboratory:
             for case in cases:
                 for dtype in (np.float64, np.float32):
                     arrays = tuple(a.astype(dtype) if a.dtype.kind == "f" else a for a in case.arrays)
-                    found += expected(name, case, arrays)
+                    found += (made := expected(name, case, arrays))
+                    if fused:
+                        found += [known._replace(halved=True) for known in made]
             found.sort(key=lambda known: -min(sum(a.size for a in known.arrays), 40))
             self.known[name, fused] = [each for each in found if not fused or covers(name, each)]
         return self.known[name, fused]
