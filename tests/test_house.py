@@ -122,7 +122,8 @@ def package_of(requirement: str) -> str:
 def test_everything_that_is_needed_is_pinned_and_installed_as_pinned():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = {package_of(line): line.partition("==")[2] for line in lines if not line.startswith("#")}
-    wanted = f"{SETUP['options']['install_requires']}\n{SETUP['options.extras_require']['dev']}".split("\n")
+    extras = SETUP["options.extras_require"]
+    wanted = f"{SETUP['options']['install_requires']}\n{extras['dev']}\n{extras['mpi']}".split("\n")
     names, installed = [package_of(line) for line in wanted if line], {}
     while names:
         name = names.pop()
