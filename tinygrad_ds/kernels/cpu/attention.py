@@ -16,6 +16,8 @@ import numba
 import numpy as np
 from numba import prange
 
+from tinygrad_ds import settings
+from tinygrad_ds.device import owner
 from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
 from tinygrad_ds.kernels.cpu.lanes import BYTES, exp, larger, load, splat, store, turn, where_less
 from tinygrad_ds.kernels.cpu.tiles import add_product, set_product
@@ -46,6 +48,8 @@ def attention(q, k, v, *, causal=True, scale=None, first=None):
     scale = d**-0.5 if scale is None else float(scale)
     first = np.zeros((batch, time_q), np.int64) if first is None else np.ascontiguousarray(first, np.int64)
     q, k, v = _readable(q), _readable(k), _readable(v)
+    if settings.current().recording:
+        q, k, v = _alone(q), _alone(k), _alone(v)
     y = _like(q, v.shape[-1])
     largest, over_sum = np.empty((2, batch, heads, time_q), q.dtype)
     _attend_all(q, k, v, first, causal, scale, y, largest, over_sum)
@@ -73,6 +77,11 @@ def _like(array, size, make=np.empty):
 def _whole_lanes(size, dtype):
     width = BYTES // dtype.itemsize
     return (size + width - 1) // width * width
+
+
+def _alone(array):
+    """`array`, copied if it is part of more: MLA's values would keep the keys beside them alive."""
+    return array.copy(order="K") if owner(array).nbytes > array.nbytes else array
 
 
 def _readable(array):

@@ -1,0 +1,87 @@
+"""What a step costs the machine: memory is used again, and nothing kept grows with the square of time."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+import tinygrad_ds as tg
+from layers import DeepSeekConfig, DeepSeekModel
+from tinygrad_ds.tape import arrays_in
+
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_nextn_predict_layers": 0,
+}
+
+MOST_FAULTS = """
+import resource
+import numpy as np
+from layers import DeepSeekConfig, DeepSeekModel
+from tests.train.test_memory import SIZES
+from train import AdamW, clip_grad_norm
+
+model = DeepSeekModel(DeepSeekConfig.from_dict(SIZES))
+optimizer, random = AdamW(model, lr=1e-3), np.random.default_rng(0)
+
+def step():
+    ids = random.integers(0, 512, (8, 257))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    clip_grad_norm(model, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults = [step() for _ in range(12)]
+assert faults[0] > 1000, faults  # 4 MB of fresh memory are as many pages, so the count counts
+print(max(faults[6:]))
+"""
+
+
+def test_a_steady_step_takes_no_fresh_memory():
+    """At most 1,000 page faults, as arrays of a step lie where those of the last one lay."""
+    done = subprocess.run([sys.executable, "-c", MOST_FAULTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 1000
+
+
+class Kept:
+    """Sizes of all arrays that were made or saved."""
+
+    def __init__(self) -> None:
+        self.sizes: set[int] = set()
+
+    def forward(self, pair, arrays, result, saved, seconds) -> None:
+        """A call's results and what it saved."""
+        self.sizes |= {array.size for array in arrays_in((result, saved))}
+
+    def backward(self, record, grads, given, seconds) -> None:
+        """A call's gradients."""
+        self.sizes |= {array.size for array in arrays_in(given)}
+
+
+def test_no_array_of_the_size_of_all_scores_is_kept():
+    time, model = 97, DeepSeekModel(DeepSeekConfig.from_dict(SIZES))  # a prime: no other size has its square
+    ids = np.random.default_rng(0).integers(0, 512, (2, time + 1))
+    with tg.observe(Kept()) as fused:
+        model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    with tg.observe(Kept()) as reference, tg.using(kernels="reference"):
+        model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    assert [size for size in fused.sizes if size and size % time**2 == 0] == []
+    assert 2 * SIZES["num_attention_heads"] * time**2 in reference.sizes, "the reference's would be seen"
