@@ -169,7 +169,7 @@ def test_what_was_chosen_before_is_taken_as_it_was():
     made = tg.router_selection(logits, num_experts_per_tok=3, chosen=first)
     s = made.scores.data[:, :3]
     np.testing.assert_allclose(made.weights.data, s / s.sum(axis=1, keepdims=True), rtol=1e-12)
-    with pytest.raises(ValueError, match=r"chosen has shape \(6, 3\) but 6 tokens have 2 experts each"):
+    with pytest.raises(ValueError, match=r"chosen has shape \(6, 3\) but 6 tokens have 2 experts"):
         tg.router_selection(logits, num_experts_per_tok=2, chosen=first)
 
 

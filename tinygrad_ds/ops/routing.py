@@ -84,7 +84,7 @@ def router_selection(
         chosen = _best(xp, choice, num_experts_per_tok)
     elif chosen.shape != (len(logits), num_experts_per_tok):
         raise ValueError(
-            f"chosen has shape {chosen.shape} but {len(logits)} tokens have {num_experts_per_tok} experts each"
+            f"chosen has shape {chosen.shape} but {len(logits)} tokens have {num_experts_per_tok} experts"
         )
     indices = xp.sort(chosen, axis=-1)
 
