@@ -22,6 +22,10 @@ from tests.tinygrad_ds.harness import STRATEGIES, Case
 from tests.tinygrad_ds.test_twins_at_size import sized
 
 REGISTRY = "tests/tinygrad_ds/test_registry.py"
+AT_SIZE, TAKES_NONE = (
+    "tests/tinygrad_ds/test_twins_at_size.py",
+    "test_a_twin_takes_none_where_no_gradient_arrives",
+)
 WALK = (
     "gradient_equals_central_differences",
     "shapes_and_dtypes_are_kept",
@@ -132,6 +136,9 @@ class Laboratory:
         """What pytest is to run for a mutant: the tests that cover these primitives."""
         if fused:
             nodes = [f"{REGISTRY}::test_twin_equals_reference[{name}-cpu]" for name in names]
+            nodes += [
+                f"{AT_SIZE}::test_a_twin_takes_none_where_no_gradient_arrives[{name}]" for name in names
+            ]
             nodes += kernel_tests(Path(mutant.target.file).stem)
             skip = "threads or compil or arithmetic or one_unit or import"  # not for plain Python
         else:
