@@ -1,9 +1,9 @@
 """The end of a step on a GPU: clip, decide, update, and read one small array.
 
-    norm of the gradient, is all finite?  ->  clip  ->  optimizer  ->  routers' biases  ->  one copy to the host
+    norm of the gradient, all finite?  ->  clip  ->  optimizer  ->  routers' biases  ->  one copy to the host
 
-On a CPU the loop looks at norm and loss and then steps or stops. Here the decision stays on the device: a step
-whose loss or gradient is not finite changes nothing there. The host queues all of it, then reads the numbers
+On a CPU the loop looks at norm and loss and then steps or stops. Here the decision stays on the device: a
+step whose loss or gradient is not finite changes nothing there. The host queues all of it, then reads the numbers
 of the step, the norm, the decision and the experts' loads at once.
 """
 

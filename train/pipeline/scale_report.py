@@ -1,4 +1,4 @@
-"""`python -m train at-scale`: the prediction of V3's training in tables, with every assumption, and its figure."""
+"""`python -m train at-scale`: V3's training predicted, in tables with every assumption, and its figure."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,7 +28,7 @@ MILLION = 1e6
 
 @dataclass(frozen=True)
 class AtScale:
-    """Predict the GPU hours of DeepSeek-V3's pre-training from its plan, and set them beside the published."""
+    """Predict the GPU hours of DeepSeek-V3's pre-training from its plan, beside the published ones."""
 
     given: tyro.conf.OmitArgPrefixes[Assumptions]
     svg: Path | None = None
@@ -46,7 +46,8 @@ def report(asked: AtScale) -> None:
     console.print(step_table(found, given))
     print(f"layers of the stages, head and MTP counted as one: {', '.join(map(str, found.split.counts))}")
     print(
-        f"{found.hours / MILLION:.2f} million GPU hours predicted, {PUBLISHED_HOURS / MILLION} million published: "
+        f"{found.hours / MILLION:.2f} million GPU hours predicted, "
+        f"{PUBLISHED_HOURS / MILLION} million published: "
         f"{found.hours / PUBLISHED_HOURS - 1:+.0%}"
     )
     hours = sensitivity(config, given, found.split)

@@ -1,4 +1,4 @@
-"""`python -m train schedule`: a schedule in text, what the checker and the simulator say of it, and its chart."""
+"""`python -m train schedule`: a schedule in text, what checker and simulator say of it, and its chart."""
 
 import json
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Show:
     """Check, simulate and draw a pipeline schedule. A time is one number, or one for each stage in order."""
 
     schedule: tyro.conf.Positional[str]
-    """gpipe, one_f_one_b, zb1p, dualpipe, dualpipe_v, or a file: a line for each rank, commas between steps."""
+    """gpipe, one_f_one_b, zb1p, dualpipe, dualpipe_v, or a file: a line a rank, commas between steps."""
     ranks: int = 4
     microbatches: int = 8
     F: Annotated[Numbers, tyro.conf.arg(name="F")] = (1.0,)
@@ -121,4 +121,6 @@ def make(asked: Show) -> Schedule:
         return read(Path(asked.schedule).read_text())
     except (OSError, UnicodeDecodeError) as error:
         names = ", ".join(SCHEDULES)
-        raise ScheduleError(f"{asked.schedule!r} is neither a schedule ({names}) nor a file of one") from error
+        raise ScheduleError(
+            f"{asked.schedule!r} is neither a schedule ({names}) nor a file of one"
+        ) from error
