@@ -3,8 +3,8 @@
     norm of the gradient, all finite?  ->  clip  ->  optimizer  ->  routers' biases  ->  one copy to the host
 
 On a CPU the loop looks at norm and loss and then steps or stops. Here the decision stays on the device: a
-step whose loss or gradient is not finite changes nothing there. The host queues all of it, then reads the numbers
-of the step, the norm, the decision and the experts' loads at once.
+step whose loss or gradient is not finite changes nothing there. The host queues all of it, then reads the
+numbers of the step, the norm, the decision and the experts' loads at once.
 """
 
 import importlib
