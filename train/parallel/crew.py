@@ -132,6 +132,8 @@ class Crew(Team):
     def take(self, model: DeepSeekModel, make_optimizer: Callable[[Any], Any]) -> None:
         """Keep this rank's part of a network that all ranks have; the rest is forgotten."""
         ranks, layout = self.ranks, self.layout
+        with ranks.patient():
+            ranks.everybody(None, "the network to be ready")
         interleaver = Interleaver(ranks)
         self.places = places(model)
         self.spread_experts(model, interleaver)
@@ -221,6 +223,7 @@ class Crew(Team):
         held = {name: data for each, _ in every for name, data in each.items()}
         for part in self.whole.published() if self.speaks else ():
             part.data[...] = held[part.name]
+            part.leaf.written()
         self.whole_optimizer.state = to_whole((state for _, state in every), self.places)
 
     def after(self, own: Sequence[Hook], speaker: Callable[[], Sequence[Hook]]) -> list[Hook]:

@@ -44,9 +44,8 @@ def together(work: Callable[[], int]) -> int:
     Only rank 0 is heard. A mistake that all ranks found is told once, and they leave with its exit code. What
     one rank alone met, an error that nobody foresaw above all, is told by it, and ends the others.
     """
-    ranks, errors = world(), sys.stderr
+    ranks, errors, said = world(), sys.stderr, io.StringIO()
     goodbye = ranks.mpi.Dup()  # of its own: other ranks may still wait for something on the first
-    said = io.StringIO()
     if ranks.rank:
         sys.stdout, sys.stderr = open(os.devnull, "w"), said
     try:
