@@ -31,7 +31,7 @@ class Transformers:
         """The model and its optimizer."""
         torch.manual_seed(0)
         self.model = DeepseekV3ForCausalLM(self.config)
-        self.run = torch.compile(self.model) if self.compiled else self.model
+        self.run = torch.compile(self.model, dynamic=False) if self.compiled else self.model
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
         )
