@@ -133,7 +133,7 @@ class Communicator:
         self.trace.sent += array.nbytes
         wires = outgoing(array), incoming(total)
         request = self.mpi.Iallreduce(*wires)
-        self.wait(self.begin(request, f"{what}, from {self}", array, wires, landing=(wires[1], total)))
+        self.wait(self.begin(request, f"{what}, from {self}", array, *wires, landing=(wires[1], total)))
         return total
 
     def add_up_pieces(self, array: Array, counts: Sequence[int], what: str) -> Array:
@@ -142,7 +142,7 @@ class Communicator:
         self.trace.sent += array.nbytes
         wires = outgoing(array), incoming(piece)
         request = self.mpi.Ireduce_scatter(*wires, list(counts))
-        self.wait(self.begin(request, f"{what}, from {self}", array, wires, landing=(wires[1], piece)))
+        self.wait(self.begin(request, f"{what}, from {self}", array, *wires, landing=(wires[1], piece)))
         return piece
 
     def join_pieces(self, piece: Array, counts: Sequence[int], what: str) -> Array:
@@ -151,7 +151,7 @@ class Communicator:
         self.trace.sent += piece.nbytes
         wires = outgoing(piece), incoming(whole)
         request = self.mpi.Iallgatherv(wires[0], [wires[1], list(counts)])
-        self.wait(self.begin(request, f"{what}, from {self}", piece, wires, landing=(wires[1], whole)))
+        self.wait(self.begin(request, f"{what}, from {self}", piece, *wires, landing=(wires[1], whole)))
         return whole
 
     def exchange(self, rows: Array, to: Sequence[int], of: Sequence[int], what: str) -> Pending:
@@ -167,7 +167,7 @@ class Communicator:
         request = self.mpi.Ialltoallv(
             [wires[0], [n * width for n in to]], [wires[1], [n * width for n in of]]
         )
-        return self.begin(request, f"{what} of {self}", rows, into, wires, landing=(wires[1], into))
+        return self.begin(request, f"{what} of {self}", rows, into, *wires, landing=(wires[1], into))
 
     def everybody(self, value: Any, what: str) -> list[Any]:
         """The values of all ranks, small objects, in the order of the ranks."""

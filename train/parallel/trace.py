@@ -62,5 +62,5 @@ class Trace:
     def landed(self, pending: Any) -> None:
         """Note a message or an exchange when it is first seen complete."""
         if self.recording:
-            nbytes = sum(buffer.nbytes for buffer in pending.buffers)
+            nbytes = sum({id(buffer): buffer.nbytes for buffer in pending.buffers}.values())
             self.flights.append(Flight(pending.what, pending.posted, pending.seen, nbytes))
