@@ -7,6 +7,8 @@ that rows of one expert never meet; experts add in order, and results are the sa
 
 from typing import NamedTuple
 
+from typing import Any
+
 import numpy as np
 from numba import prange
 
@@ -109,8 +111,9 @@ def _experts_out_backward(saved, g, of_input, of_weight):
     gate_up, of_row, weight, position, tokens, bounds = saved
     d, width = weight.shape[1:]
     rows, h = buffer(bounds, d, g.dtype), buffer(bounds, width, g.dtype)
-    grad_gate_up, grad_of_row = (np.empty_like(a) for a in (gate_up, of_row)) if of_input else (None, None)
-    grad_weight = np.empty_like(weight) if of_weight else None
+    grads: Any = [np.empty_like(a) for a in (gate_up, of_row)] if of_input else [None, None]
+    grad_gate_up, grad_of_row = grads
+    grad_weight: Any = np.empty_like(weight) if of_weight else None
     g = contiguous(g)
     for e, (start, stop) in enumerate(zip(bounds, bounds[1:])):
         run, hidden = slice(start, stop), h[: stop - start]
