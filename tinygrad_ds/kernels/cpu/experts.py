@@ -5,9 +5,7 @@ added to their tokens. So nothing of size (tokens K, d) is written or kept. A to
 that rows of one expert never meet; experts add in order, and results are the same each time.
 """
 
-from typing import NamedTuple
-
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
