@@ -8,7 +8,7 @@ itself keep the model's own precision in all cases, as in DeepSeek-V3 (section 3
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import tinygrad_ds as tg
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import Array
+from tinygrad_ds.ops.quantize import Infinities, count_infinities
 
 CALLS = 1 << 20  # more than a step has: seeds of one step stay apart from those of the next
 
@@ -144,14 +145,16 @@ def products() -> Products:
 
 
 @contextmanager
-def precision(chosen: Products, *, seed: int = 0) -> Iterator[None]:
+def precision(chosen: Products, *, seed: int = 0, infinities: Infinities | None = None) -> Iterator[None]:
     """Compute products as `chosen` for the length of a `with` block.
 
     seed: of stochastic rounding, such as the number of the step; every call in the block draws its own.
+    infinities: where those are counted that FP8 makes its largest number, in backward too if it runs here.
     """
     before, seeds = _products.set(chosen), _seeds.set(count(seed * CALLS))
     try:
-        yield
+        with nullcontext() if infinities is None else count_infinities(infinities):
+            yield
     finally:
         _products.reset(before)
         _seeds.reset(seeds)

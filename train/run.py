@@ -12,6 +12,7 @@ import numpy as np
 from layers import DeepSeekModel
 from layers.precision import precision
 from tinygrad_ds import Tensor
+from tinygrad_ds.ops.quantize import Infinities
 from train.baselines import measure_baselines
 from train.batches import Batch, Tokens, TrainingBatches, tokenize
 from train.cache import write_aside
@@ -23,7 +24,7 @@ from train.errors import UserError
 from train.evaluate import bits_per_byte
 from train.metrics import Metrics, read_metrics
 from train.muon import Muon
-from train.observe import GradientNorms, HeldOut, Samples, TimeLimit
+from train.observe import GradientNorms, HeldOut, Samples, Saturation, TimeLimit
 from train.optimizer import AdamW
 from train.progress import Display
 from train.report import write_report
@@ -187,7 +188,7 @@ def go_on(
     peak = learning.lr if learning.optimizer == "adamw" else learning.matrix_lr
     batches = TrainingBatches(data.train, time=config.time, seed=config.seed)
     rows = {"batch": config.micro_batch, "time": config.time}
-    products = config.products()
+    products, infinities = config.products(), Infinities()
 
     def next_work(state: State) -> Work:
         first, count = round(state.done) // config.time, schedule.sequences(state.done, state.total)
@@ -209,7 +210,7 @@ def go_on(
     def around() -> Iterator[None]:
         with (
             told_where_it_went(model, team.optimizer, config.micro_batch),
-            precision(products, seed=state.step),
+            precision(products, seed=state.step, infinities=infinities),
         ):
             yield
 
@@ -226,6 +227,8 @@ def go_on(
         return hooks
 
     own: list[Hook] = [GradientNorms(model, clip=learning.clip, squares=team.squares)]
+    if config.precision == "fp8":
+        own.append(Saturation(infinities))
     if config.seconds is not None and config.seconds > state.seconds:
         own.insert(0, TimeLimit(config.seconds, before=state.seconds))
     if told := too_large(model.config, config.micro_batch, config.time, device_bytes()):
@@ -253,9 +256,12 @@ def go_on(
         if team.speaks:
             checkpoints.save(team.whole, team.whole_optimizer, state)
         raise TrainingStopped(f"step {state.step + 1}: {error} {checkpoints.latest()} is whole") from None
-    except TrainingStopped as error:
+    except (TrainingStopped, FloatingPointError) as error:  # the second: a tile of FP8 that is all NaN
         kept = checkpoints.all()
-        raise TrainingStopped(f"{error}; {f'{kept[-1]} is whole' if kept else 'no checkpoint yet'}") from None
+        step = f"step {state.step + 1}: " if isinstance(error, FloatingPointError) else ""
+        raise TrainingStopped(
+            f"{step}{error}; {f'{kept[-1]} is whole' if kept else 'no checkpoint yet'}"
+        ) from None
     if team.speaks:
         judge(folder, data, team.whole, state, display, rows)
 

@@ -9,6 +9,10 @@ number becomes the largest of the format. Activations have tiles of 1 x 128, wei
 `values` are numbers on the format's grid in an array of x's dtype; `formats.encode` makes their bits.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +44,29 @@ class QuantizeSaved(NamedTuple):
     tile: Tile
 
 
+@dataclass
+class Infinities:
+    """How many infinities became the largest number of a format, each as often as it was quantised."""
+
+    count: int = 0
+
+
+_counting: ContextVar[Infinities | None] = ContextVar("counting", default=None)
+
+
+@contextmanager
+def count_infinities(into: Infinities) -> Iterator[None]:
+    """Add to `into` what quantising meets in a `with` block, by itself or for a product in FP8.
+
+    On a GPU products count nothing, since to read a number would stop the device each time.
+    """
+    before = _counting.set(into)
+    try:
+        yield
+    finally:
+        _counting.reset(before)
+
+
 @primitive
 def quantize(x, *, format="e4m3", tile=(1, SIDE), power_of_two=False, seed=None):
     """values = round(x / s), one scale s = max(amax, 1e-4) / largest for each tile, amax its largest |x|.
@@ -59,6 +86,8 @@ def quantize(x, *, format="e4m3", tile=(1, SIDE), power_of_two=False, seed=None)
     bits = None if seed is None else random_bits(rows.shape, seed, rows)
     values = round_to(ratio, format, bits=bits).reshape(x.shape).astype(x.dtype, copy=False)
     infinities = namespace(x).isinf(rows).sum(dtype=np.int64)
+    if (counting := _counting.get()) is not None:
+        counting.count += int(infinities)
     return Quantized(values, scales, infinities), QuantizeSaved(scales, form(x), tile)
 
 
