@@ -149,7 +149,10 @@ class Reinforcement:
         drawn = [draw(self.task, (self.seed, 1, state.step, i)) for i in range(objective.prompts)]
         samples = rollout(
             self.model,
-            [self.tokenizer.encode(problem.prompt, special=True) for problem in drawn],
+            [
+                self.tokenizer.encode(problem.prompt, special=not getattr(problem, "plain", False))
+                for problem in drawn
+            ],
             end_id=self.tokenizer.end_id,
             max_new_tokens=objective.max_new_tokens,
             samples=objective.group,

@@ -49,6 +49,7 @@ class Question:
     language: str = ""
     chain: str = ""
     same: Callable[[str, str], bool] = field(default=lambda given, wanted: given == wanted, compare=False)
+    plain: bool = False  # general text, in which no letter is one of the tasks' words
 
     def check(self, answer: str) -> bool:
         """Whether `answer` is the same as ours, as the task defines it."""

@@ -85,7 +85,5 @@ def translated(word: str) -> str:
     """A label or number in the other notation."""
     one = LANGUAGE_OF[word]
     other = next(language for language in LANGUAGES if language != one)
-    for words in (LABELS, NUMBERS):
-        if word in words[one]:
-            return words[other][words[one].index(word)]
-    raise ValueError(f"{word!r} is neither a label nor a number of the ledger")
+    words = LABELS if word in LABELS[one] else NUMBERS
+    return words[other][words[one].index(word)]

@@ -34,7 +34,7 @@ class Road:
     vocab_size: int = 512
     """Tokens of text; the words of the task come on top."""
     base_steps: int = 1270
-    student_steps: int = 1270
+    student_steps: int = 450
     think_share: float = 0.2
     """How often the base thinks: the weight of a chain's first token is set for it."""
     zero_steps: int = 50
@@ -49,7 +49,7 @@ class Road:
     """Pairs of a real and a sampled continuation, for the preference."""
     preference_steps: int = 200
     final_steps: int = 20
-    distil_steps: int = 150
+    distil_steps: int = 400
     student_rl_steps: int = 40
     prompts: int = 192
     """Held-out prompts that every stage is judged on, eight completions each."""

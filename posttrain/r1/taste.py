@@ -21,8 +21,6 @@ from train.batches import TrainingBatches
 from train.tokenizer import Tokenizer
 from train.trainer import Record, State
 
-NO_ANSWER = ""
-
 
 @dataclass(frozen=True)
 class Continuations(Task):
@@ -34,7 +32,7 @@ class Continuations(Task):
     def sample(self, rng: np.random.Generator) -> Question:
         """A prefix from anywhere in the text."""
         row = self.batches.rows(int(rng.integers(self.batches.rows_per_epoch)), 1).ids[0, :PREFIX]
-        return Question(self.tokenizer.decode(row), answer=NO_ANSWER, same=lambda given, wanted: False)
+        return Question(self.tokenizer.decode(row), answer="", same=lambda given, wanted: False, plain=True)
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ class Taste:
         own = [i for i, problem in enumerate(problems) if is_text(problem)]
         if not own:
             return found
-        prompts = [tokenizer.encode(problems[i].prompt, special=True) for i in own]
-        said = [tokenizer.encode(completions[i].text, special=True) for i in own]
+        prompts = [tokenizer.encode(problems[i].prompt) for i in own]
+        said = [tokenizer.encode(completions[i].text) for i in own]
         longest = max(len(p) + len(s) for p, s in zip(prompts, said))
         ids, weight = np.full((len(own), longest), tokenizer.end_id), np.zeros((len(own), longest))
         for row, (prompt, answer) in enumerate(zip(prompts, said)):
@@ -101,4 +99,4 @@ class Apart:
 
 def is_text(problem: Problem) -> bool:
     """Whether a prompt is general text."""
-    return getattr(problem, "answer", None) == NO_ANSWER
+    return getattr(problem, "plain", False)
