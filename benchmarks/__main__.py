@@ -38,7 +38,8 @@ class Benchmarks:
     """Which to run.
 
     train, decode: beside peers. start: import and first step. scaling: with batch, length and width. threads:
-    one and two. kernels: fused forms beside references and limits. fp8: quantising and Linear. operations:
+    one and two. kernels: fused forms beside references and limits. fp8: quantising, Linear, steps.
+    operations:
     elementary ones beside other libraries. profile: a step by primitive. cold: the first step
     without compiled kernels.
     """
@@ -87,7 +88,7 @@ def main() -> None:
         "scaling": lambda say: scaling.measure(config, rounds, say),
         "threads": lambda say: scaling.threads(rounds, say),
         "kernels": lambda say: kernels.measure(config, rounds, say),
-        "fp8": lambda say: eight_bits.measure(rounds, say),
+        "fp8": lambda say: eight_bits.measure(config, rounds, say),
         "operations": lambda say: operations.measure(rounds, say),
         "profile": lambda say: speed.profile(say),
         "cold": lambda say: start.cold(say),

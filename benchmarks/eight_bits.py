@@ -1,4 +1,4 @@
-"""Quantising in tiles beside NumPy with ml_dtypes and a copy; Linear in FP8 beside Linear in float32."""
+"""Quantising in tiles beside NumPy with ml_dtypes and a copy; Linear and a training step beside float32."""
 
 import time
 from typing import Any
@@ -8,7 +8,10 @@ import numpy as np
 
 import tinygrad_ds as tg
 from benchmarks.conductor import spread
-from benchmarks.speed import Say
+from benchmarks.ours import Ours
+from benchmarks.speed import BATCH, TIME, Say
+from layers.precision import EXACT, Bfloat16, Fp8, Products, precision
+from train import AdamW
 
 SIDE, LARGEST = 2048, 448
 SHAPES = ((2048, 256, 1024), (2048, 1024, 256), (4096, 512, 512))  # rows, in, out
@@ -21,7 +24,7 @@ def by_hand(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (tiles / scales).astype(ml_dtypes.float8_e4m3fn).reshape(x.shape), scales[..., 0]
 
 
-def measure(rounds: int, say: Say) -> dict[str, Any]:
+def measure(config: dict[str, Any], rounds: int, say: Say) -> dict[str, Any]:
     """Seconds of each, the forms in turn."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(SIDE, SIDE)).astype(np.float32)
@@ -40,7 +43,24 @@ def measure(rounds: int, say: Say) -> dict[str, Any]:
         linear["{} x {} -> {}".format(*shape)] = in_turns(
             {name: step_of(name, *shape) for name in ("linear", "fp8_linear")}, rounds
         )
-    return {"quantise": rows, "linear": linear}
+    say("training steps")
+    ways: dict[str, Products] = {"float32": EXACT, "FP8": Fp8(), "bfloat16": Bfloat16()}
+    steps = in_turns({name: training(config, products) for name, products in ways.items()}, rounds)
+    return {"quantise": rows, "linear": linear, "step": steps}
+
+
+def training(config: dict[str, Any], products: Products) -> Any:
+    """A training step of the benchmark's model, its products so."""
+    ours = Ours(config, "fused")
+    ours.build()
+    if isinstance(products, Fp8):
+        ours.optimizer = AdamW(ours.model, lr=1e-3, weight_decay=0.1, moments="bfloat16")
+
+    def step() -> None:
+        with precision(products):
+            ours.train(BATCH, TIME)
+
+    return step
 
 
 def step_of(name: str, rows: int, inner: int, outer: int) -> Any:

@@ -170,7 +170,7 @@ def operations(results: dict[str, Any]) -> Table:
 
 
 def fp8(results: dict[str, Any]) -> Table:
-    """Quantising beside NumPy and a copy, Linear beside Linear."""
+    """Quantising beside NumPy and a copy; Linear and training steps beside float32."""
     made = table("in FP8, ms", "", "ours", "beside", "ratio")
     quantise = results["quantise"]
     ours = quantise["fused"]["median"]
@@ -185,6 +185,11 @@ def fp8(results: dict[str, Any]) -> Table:
         made.add_row(
             f"Linear {name}; float32", f"{1e3 * ours:.2f}", f"{1e3 * plain:.2f}", f"{ours / plain:.2f}"
         )
+    plain = results["step"]["float32"]["median"]
+    for name in ("FP8", "bfloat16"):
+        ours = results["step"][name]["median"]
+        row = f"training step in {name}; float32"
+        made.add_row(row, f"{1e3 * ours:.0f}", f"{1e3 * plain:.0f}", f"{ours / plain:.2f}")
     return made
 
 

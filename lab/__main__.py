@@ -4,6 +4,7 @@ python -m lab list                    all primitives: shapes, what they save, tw
 python -m lab explain softmax         derivation, source, numbers through every step, check, uses
 python -m lab check softmax           the gradient against differences, for every step size
 python -m lab compare rmsnorm         reference and fused twin: errors, speed, memory
+python -m lab fp8                     what FP8 does to the numbers of a step, layer by layer
 python -m lab trace                   one training step, call by call
 python -m lab exercise                the ladder; `exercise softmax` writes a file to fill in
 python -m lab exercise --grade FILE   says whether an answer is right, and what is wrong with it
@@ -54,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     step = command("trace", trace, "one training step, call by call")
     step.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="of a run of `train`")
     step.add_argument("--html", type=Path, metavar="FILE", help="write a page with the graph instead")
+    eight = command("fp8", fp8, "what FP8 does to the numbers of a step: grids, errors, underflow by layer")
+    eight.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="of a run of `train`")
+    eight.add_argument("--html", type=Path, metavar="FILE", help="write a page with the figures instead")
     checks = command("check", check, "gradients against differences, for every step size")
     checks.add_argument("names", nargs="*")
     checks.add_argument("--html", type=Path, metavar="FILE", help="write a page with the curves instead")
@@ -78,6 +82,12 @@ def trace(asked: argparse.Namespace) -> None:
     """Print or write a trace."""
     step = lab.trace(asked.folder)
     shown(asked, step, "A training step, call by call", step.body())
+
+
+def fp8(asked: argparse.Namespace) -> None:
+    """Print or write what FP8 does."""
+    found = lab.fp8(asked.folder)
+    print(found) if asked.html is None else write(asked.html, found.page())
 
 
 def check(asked: argparse.Namespace) -> None:

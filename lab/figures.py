@@ -10,8 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tinygrad_ds.formats import decode
+
 WIDTH, HEIGHT = 4.8, 3.0  # inches: on a phone the letters are still about 10 pixels tall
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#c53030")
+LOWEST, HIGHEST = -16, 10  # powers of two that are shown; what is smaller stands at the left edge
+CELLS = 64  # the most tiles that a map shows down
 LEVELS = " ▁▂▃▄▅▆▇█"
 
 
@@ -46,6 +50,47 @@ def histogram(errors: dict[str, np.ndarray], title: str) -> str:
         axes.set_yscale("symlog", linthresh=1)
         axes.legend()
         return _svg(figure, title)
+
+
+def grid_figure(scaled: np.ndarray, title: str) -> str:
+    """A histogram of log2 |x / s|, the numbers of E4M3 as lines below it, what becomes 0 shaded."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    sizes = abs(scaled[(scaled != 0) & np.isfinite(scaled)])
+    numbers = decode(np.arange(1, 127, dtype=np.uint8), "e4m3")
+    with rc_context(_style()):
+        figure = Figure((WIDTH, HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        bins = np.arange(LOWEST, HIGHEST + 0.25, 0.25).tolist()
+        axes.hist(np.maximum(np.log2(sizes), LOWEST), bins=bins, color=COLOURS[0])
+        axes.axvspan(LOWEST, -10, color=COLOURS[3], alpha=0.15)  # half of 2^-9, the smallest
+        top = max(axes.get_ylim()[1], 1.0)
+        axes.vlines(np.log2(numbers), -0.09 * top, -0.02 * top, color=COLOURS[1], linewidth=0.5)
+        axes.set(xlim=(LOWEST, HIGHEST), ylim=(-0.1 * top, top), title=title)
+        axes.set(xlabel="log2 of the number over its scale", ylabel="numbers")
+        return _svg(figure, f"Histogram over the grid of E4M3: {title}")
+
+
+def error_map(errors: np.ndarray, title: str) -> str:
+    """Relative error of tiles, (down, across); the worst of neighbours where there are many."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    if len(errors) > CELLS:
+        starts = np.linspace(0, len(errors), CELLS, endpoint=False).astype(int)
+        errors = np.maximum.reduceat(errors, starts, axis=0)
+    with rc_context(_style()):
+        figure = Figure((WIDTH, HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        drawn = axes.pcolormesh(np.log10(np.maximum(errors[::-1], 1e-3)), vmin=-2, vmax=0, cmap="magma")
+        bar = figure.colorbar(drawn, ticks=[-2, -1, 0])
+        bar.ax.set_yticklabels(["1 %", "10 %", "all"])
+        axes.grid(visible=False)
+        axes.set(xlabel="tiles across", ylabel="rows", title=title)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return _svg(figure, f"Error by tile: {title}")
 
 
 def logarithms(errors: np.ndarray) -> np.ndarray:

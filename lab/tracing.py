@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from layers import DeepSeekConfig, DeepSeekModel
 from tinygrad_ds.device import generator
 from train import AdamW, clip_grad_norm
 from train.errors import UserError
+
+if TYPE_CHECKING:
+    from train.batches import Batch
 
 SMALL = DeepSeekConfig(
     vocab_size=97,
@@ -222,6 +225,15 @@ def trace(run: Path | str | None = None) -> Trace:
 
 def trace_run(folder: Path) -> Trace:
     """A step of a run's newest checkpoint on the first rows of its text."""
+    model, rows, checkpoint = run_step(folder)
+    return trace_step(model, rows.ids, rows.targets, f"A step of {checkpoint}")
+
+
+def run_step(folder: Path) -> tuple[DeepSeekModel, "Batch", Path]:
+    """A run's newest checkpoint as a model, the first rows of its text, the checkpoint's folder.
+
+    Raises UserError for a folder that is no run's.
+    """
     from train.batches import TrainingBatches  # late: these load the tokenizer's library
     from train.checkpoint import Checkpoints, load_model
     from train.config import Config
@@ -234,7 +246,7 @@ def trace_run(folder: Path) -> Trace:
     checkpoint = Checkpoints(folder / "checkpoints").latest()
     data = load_data(config, Tokenizer.load(folder), lambda text: None)
     rows = TrainingBatches(data.train, time=config.time, seed=config.seed).rows(0, config.micro_batch)
-    return trace_step(load_model(checkpoint), rows.ids, rows.targets, f"A step of {checkpoint}")
+    return load_model(checkpoint), rows, checkpoint
 
 
 def trace_step(model: DeepSeekModel, ids: np.ndarray, targets: np.ndarray, title: str) -> Trace:
