@@ -107,6 +107,7 @@ def report_parts() -> list[str]:
         f"<p>{len(primitives)} primitives, each with its derivation, its source, numbers through every step, "
         "its check, and where the network uses it. Everything on this page was computed when it was "
         "written.</p>",
+        "<p><code>python -m lab fp8 --html fp8.html</code> shows what FP8 does to numbers.</p>",
         index(listed),
         SEARCH,
         part("list", "All primitives", listed.body(linked=True)),
