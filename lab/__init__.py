@@ -8,7 +8,7 @@ from lab.checking import check
 from lab.comparison import compare
 from lab.exercises.grading import exercise, grade, ladder
 from lab.explanation import explain
-from lab.fp8 import fp8
+from lab.fp8_page import fp8
 from lab.overview import overview as list
 from lab.report_page import report
 from lab.tracing import trace

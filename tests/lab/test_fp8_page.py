@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import lab
-from lab.fp8 import SCALINGS, Watch, lost, rounded
+from lab.fp8_page import SCALINGS, Watch, lost, rounded
 from lab.tracing import SMALL
 from layers import DeepSeekModel
 from layers.precision import Fp8, precision
