@@ -170,5 +170,5 @@ def difference_figure(results: Mapping) -> str:
             values = list(results["variants"][name]["percent"].values())
             axes.plot(values, [row] * len(values), "o", color=BLUE)
         axes.set_yticks(range(len(names)), list(reversed(names)))
-        axes.set(xlabel=f"percent from float32\n(green: {LIMIT} %, grey: between seeds)")
+        axes.set(xlabel=f"percent from float32\n(green: {LIMIT} %, grey: seeds)")
         return svg(figure, "How far every variant ends from float32")
