@@ -164,7 +164,7 @@ def test_experts_are_those_of_the_primitives(seed, dtype):
 def test_the_same_to_the_bit_with_a_helper_without_one_and_each_time(monkeypatch, batch):
     """What a helper takes over is decided by chance, call by call."""
     monkeypatch.setattr(decoding, "HELP_FROM", 0)
-    if numba.config.NUMBA_NUM_THREADS < 2:
+    if numba.get_num_threads() < 2:
         monkeypatch.setattr(numba, "get_num_threads", lambda: 2)  # the helper is a thread of our own
     arguments, options = case(3, "float32", batch, 200, hidden=64, heads=4, r=16, width=32, experts=8)
     with_helper = [run(token_step.fused["cpu"], arguments, options) for _ in range(40)]
