@@ -76,7 +76,7 @@ $(ORACLE)/.installed: $(SOURCES)
 $(CUDA)/.installed: $(SOURCES)
 	@echo "setting up $(CUDA) with CuPy and NVIDIA's compiler (once, about a minute)"
 	@test -x $(CUDA)/bin/python || $(PYTHON) -m venv $(CUDA)
-	@$(CUDA)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mpi,cuda_on_cpu]'
+	@$(CUDA)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mpi,emulator]'
 	@touch $@
 
 # Kernels are compiled once and kept in ~/.cache/cupy_on_cpu: the first run takes some minutes more.
