@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import tinygrad_ds as tg
 from tests.tinygrad_ds.test_moe import ROUTER, draw
-from tinygrad_ds.kernels.cpu import moe, products, routing
+from tinygrad_ds.kernels.cpu import experts, moe, products, routing
 from tinygrad_ds.kernels.cpu.common import Kernel
 
 
@@ -31,11 +31,16 @@ def every_step(kernels, dtype):
         sent = tg.dispatch(x, chosen.indices, num_experts=8)
         rows = tg.grouped_linear(sent.rows, weight, sent.offsets)
         y = tg.combine(rows, chosen.weights, sent.position)
+        down = tg.Tensor(draw(8, 48, 40).astype(dtype), requires_grad=True)
+        gate_up = tg.experts_in(x, weight, sent.position, sent.offsets)
+        z = tg.experts_out(gate_up, chosen.weights, down, sent.position, sent.offsets)
         (
-            (y * draw(*y.shape).astype(dtype)).sum() + (chosen.scores * draw(700, 8).astype(dtype)).sum()
+            (y * draw(*y.shape).astype(dtype)).sum()
+            + (z * draw(*z.shape).astype(dtype)).sum()
+            + (chosen.scores * draw(700, 8).astype(dtype)).sum()
         ).backward()
-    outputs = [*chosen, *sent, rows, y]
-    return [t.data for t in outputs] + [t.grad for t in (x, logits, weight)]
+    outputs = [*chosen, *sent, rows, y, gate_up, z]
+    return [t.data for t in outputs] + [t.grad for t in (x, logits, weight, down)]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-13), (np.float32, 2e-6)])
@@ -48,7 +53,7 @@ def test_kernels_equal_their_references_at_size(dtype, tolerance):
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="numba was started for one thread")
 def test_threads_do_not_change_a_bit(monkeypatch):
-    found = [value for module in (moe, routing) for value in vars(module).values()]
+    found = [value for module in (experts, moe, routing) for value in vars(module).values()]
     for kernel in (value for value in found if isinstance(value, Kernel)):
         monkeypatch.setattr(kernel, "parallel_from", 0)
     monkeypatch.setattr(products, "PARALLEL_FROM", 0)
@@ -84,3 +89,20 @@ def test_an_error_in_a_product_reaches_the_caller(monkeypatch):
     good = draw(3, 4), draw(4, 5), np.empty((3, 5))
     with threadpool_limits(2, user_api="blas"), pytest.raises(ValueError, match="matmul"):
         products.multiply_all([good, (draw(3, 4), draw(3, 5), np.empty((3, 5))), good])
+
+
+def test_rows_in_another_order_than_that_of_their_tokens_reach_them_all_the_same():
+    """Chunks of tokens rely on the order that `expert_order` gives; rows in another order go in one piece."""
+    rng = np.random.default_rng(8)
+    position = rng.permutation(120).reshape(60, 2)
+    x, weight, g = draw(60, 5), draw(3, 7, 5), draw(120, 7)
+    offsets, down = np.array([0, 50, 70, 120]), draw(3, 5, 4)
+    gate_up, weights = draw(120, 8), draw(60, 2)
+    pairs = tg.experts_in, tg.experts_in.fused["cpu"], tg.experts_out, tg.experts_out.fused["cpu"]
+    into, fused_into, out, fused_out = pairs
+    expected, got = (pair.forward(x, weight, position, offsets) for pair in (into, fused_into))
+    assert np.allclose(got[0], expected[0], rtol=1e-12)
+    gradients = zip(into.backward(expected[1], g)[:2], fused_into.backward(got[1], g)[:2])
+    assert all(np.allclose(a, b, rtol=1e-12) for a, b in gradients)
+    expected, got = (pair.forward(gate_up, weights, down, position, offsets) for pair in (out, fused_out))
+    assert np.allclose(got[0], expected[0], rtol=1e-12)

@@ -54,12 +54,17 @@ class Kernel:
         self._parallel: dict[np.dtype, Callable] = {}
 
     def __call__(self, *args: Any) -> None:
-        dtype = args[0].dtype
         if args[0].size < self.parallel_from:
-            (self._serial.get(dtype) or self._compile(dtype, False))(*args)
+            self.alone(*args)
             return
+        dtype = args[0].dtype
         with _one_at_a_time:
             (self._parallel.get(dtype) or self._compile(dtype, True))(*args)
+
+    def alone(self, *args: Any) -> None:
+        """On the calling thread, whatever the size: for those who keep the other threads busy themselves."""
+        dtype = args[0].dtype
+        (self._serial.get(dtype) or self._compile(dtype, False))(*args)
 
     def _compile(self, dtype: np.dtype, parallel: bool) -> Callable:
         """The machine code for one dtype, from disk or made now.

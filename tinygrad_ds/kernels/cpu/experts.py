@@ -1,10 +1,13 @@
-"""Into the experts and out of them, fused: one expert at a time, all around its product while it is warm.
+"""Into the experts and out of them, fused: all around a product while it is warm, on the thread that does it.
 
 The rows of one expert are gathered into a buffer that is used again for the next, go through BLAS, and are
-added to their tokens. So nothing of size (tokens K, d) is written or kept. A token has each expert once, so
-that rows of one expert never meet; experts add in order, and results are the same each time.
+added to their tokens. So nothing of size (tokens K, d) is written or kept. Where rows are added up, a task is
+a chunk of tokens on their way through all experts: two threads never meet at a token, and experts add in
+order. Elsewhere it is one expert, or a piece of its rows.
 """
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +17,13 @@ from tinygrad_ds.device import to_host
 from tinygrad_ds.kernels.cpu.arithmetic import exp
 from tinygrad_ds.kernels.cpu.common import PARTS, covered, kernel, share
 from tinygrad_ds.kernels.cpu.layout import contiguous
+from tinygrad_ds.kernels.cpu.products import ROWS, take_turns
 from tinygrad_ds.ops.experts import token_of_row, weight_of_row
 from tinygrad_ds.ops.moe import check_bounds, runs
+
+Run = tuple[int, int, int]  # an expert, and its rows from start to stop
+
+CHUNK_ROWS = 128  # that a chunk of tokens should have for an expert; BLAS is nearly as fast as on more
 
 
 class ExpertsInSaved(NamedTuple):
@@ -33,31 +41,64 @@ def experts_in(x, weight, position, offsets):
     if not covered(x, weight):
         return NotImplemented
     saved = ExpertsInSaved(contiguous(x), contiguous(weight), token_of_row(np, position), bounds)
-    rows = buffer(bounds, x.shape[1], x.dtype)
+    x, weight, tokens, _ = saved
     y = np.empty((position.size, weight.shape[1]), x.dtype)
-    for e, start, stop in runs(bounds):
-        copies = gathered(saved.x, saved.tokens[start:stop], rows)
-        np.matmul(copies, saved.weight[e].T, out=y[start:stop])
+    pieces = [
+        (e, i, min(i + ROWS, stop)) for e, start, stop in runs(bounds) for i in range(start, stop, ROWS)
+    ]
+
+    def worker():
+        rows = buffer(pieces, x.shape[1], x.dtype)
+
+        def multiply(piece):
+            e, start, stop = piece
+            copies = rows[: stop - start]
+            gather.alone(copies, tokens[start:stop], x)
+            np.matmul(copies, weight[e].T, out=y[start:stop])
+
+        return multiply
+
+    take_turns(pieces, worker, y.size * x.shape[1])
     return y, saved
 
 
 def experts_in_backward_input(saved, g):
     x, weight, tokens, bounds = saved
-    rows = buffer(bounds, x.shape[1], x.dtype)
-    grad_x = np.zeros_like(x)
-    for e, start, stop in runs(bounds):
-        np.matmul(g[start:stop], weight[e], out=rows[: stop - start])
-        add_rows(rows[: stop - start], tokens[start:stop], grad_x)
+    chunks = _chunks(bounds, tokens, len(x))
+    grad_x, g = np.zeros_like(x), contiguous(g)
+
+    def worker():
+        rows = buffer(sum(chunks, []), x.shape[1], x.dtype)
+
+        def visit(chunk):
+            for e, start, stop in chunk:
+                grad_rows = rows[: stop - start]
+                np.matmul(g[start:stop], weight[e], out=grad_rows)
+                add_rows.alone(grad_rows, tokens[start:stop], grad_x)
+
+        return visit
+
+    take_turns(chunks, worker, g.size * x.shape[1])
     return grad_x, None, None, None
 
 
 def experts_in_backward_weight(saved, g):
     x, weight, tokens, bounds = saved
-    rows = buffer(bounds, x.shape[1], x.dtype)
     grad_weight = np.empty_like(weight)
-    for e, (start, stop) in enumerate(zip(bounds, bounds[1:])):  # no rows give zeros
-        copies = gathered(x, tokens[start:stop], rows)
-        np.matmul(g[start:stop].T, copies, out=grad_weight[e])
+    experts = _longest_first(bounds)
+
+    def worker():
+        rows = buffer(experts, x.shape[1], x.dtype)
+
+        def multiply(expert):
+            e, start, stop = expert
+            copies = rows[: stop - start]
+            gather.alone(copies, tokens[start:stop], x)
+            np.matmul(g[start:stop].T, copies, out=grad_weight[e])
+
+        return multiply
+
+    take_turns(experts, worker, g.size * x.shape[1])
     return None, grad_weight, None, None
 
 
@@ -80,20 +121,30 @@ def experts_out(gate_up, weights, weight, position, offsets):
     if position.size != len(gate_up):
         return NotImplemented
     gate_up, weight, tokens = contiguous(gate_up), contiguous(weight), token_of_row(np, position)
-    saved = ExpertsOutSaved(gate_up, weight_of_row(np, weights, position), weight, position, tokens, bounds)
+    of_row = weight_of_row(np, weights, position)
+    saved = ExpertsOutSaved(gate_up, of_row, weight, position, tokens, bounds)
     d, width = weight.shape[1:]
-    h, rows = buffer(bounds, width, weight.dtype), buffer(bounds, d, weight.dtype)
     y = np.zeros((len(position), d), gate_up.dtype)
-    for e, start, stop in runs(bounds):
-        hidden, out = h[: stop - start], rows[: stop - start]
-        weighted_swiglu(gate_up[start:stop], saved.of_row[start:stop], hidden)
-        np.matmul(hidden, weight[e].T, out=out)
-        add_rows(out, tokens[start:stop], y)
+    chunks = _chunks(bounds, tokens, len(y))
+
+    def worker():
+        h, rows = (buffer(sum(chunks, []), size, y.dtype) for size in (width, d))
+
+        def visit(chunk):
+            for e, start, stop in chunk:
+                hidden, out = h[: stop - start], rows[: stop - start]
+                weighted_swiglu.alone(gate_up[start:stop], of_row[start:stop], hidden)
+                np.matmul(hidden, weight[e].T, out=out)
+                add_rows.alone(out, tokens[start:stop], y)
+
+        return visit
+
+    take_turns(chunks, worker, len(gate_up) * width * d)
     return y, saved
 
 
 def experts_out_backward(saved, g):
-    """Both halves at once: the rows of g are gathered once."""
+    """Both halves at once: the rows of g are gathered once, and one pass gives h and both its gradients."""
     return _experts_out_backward(saved, g, True, True)
 
 
@@ -108,37 +159,72 @@ def experts_out_backward_weight(saved, g):
 def _experts_out_backward(saved, g, of_input, of_weight):
     gate_up, of_row, weight, position, tokens, bounds = saved
     d, width = weight.shape[1:]
-    rows, h = buffer(bounds, d, g.dtype), buffer(bounds, width, g.dtype)
     grads: Any = [np.empty_like(a) for a in (gate_up, of_row)] if of_input else [None, None]
     grad_gate_up, grad_of_row = grads
     grad_weight: Any = np.empty_like(weight) if of_weight else None
-    g = contiguous(g)
-    for e, (start, stop) in enumerate(zip(bounds, bounds[1:])):
-        run, hidden = slice(start, stop), h[: stop - start]
-        copies = gathered(g, tokens[run], rows)
-        if of_weight:  # also without rows: zeros
-            weighted_swiglu(gate_up[run], of_row[run], hidden)
-            np.matmul(copies.T, hidden, out=grad_weight[e])
-        if of_input:
-            np.matmul(copies, weight[e], out=hidden)
-            swiglu_backward(hidden, gate_up[run], of_row[run], grad_gate_up[run], grad_of_row[run])
+    g, experts = contiguous(g), _longest_first(bounds)
+
+    def worker():
+        rows, h = (buffer(experts, size, g.dtype) for size in (d, width))
+
+        def visit(expert):
+            e, start, stop = expert
+            run, copies, hidden = slice(start, stop), rows[: stop - start], h[: stop - start]
+            gather.alone(copies, tokens[run], g)
+            if of_input:
+                np.matmul(copies, weight[e], out=hidden)
+                swiglu_backward.alone(hidden, gate_up[run], of_row[run], grad_gate_up[run], grad_of_row[run])
+            else:
+                weighted_swiglu.alone(gate_up[run], of_row[run], hidden)
+            if of_weight:
+                np.matmul(copies.T, hidden, out=grad_weight[e])
+
+        return visit
+
+    take_turns(experts, worker, len(gate_up) * width * d)
     return grad_gate_up, grad_of_row[position] if of_input else None, grad_weight, None, None
 
 
-def buffer(bounds, width, dtype):
-    """Room for the rows of the busiest expert."""
-    return np.empty((max((stop - start for _, start, stop in runs(bounds)), default=0), width), dtype)
+def _chunks(bounds: list[int], tokens: np.ndarray, count: int) -> list[list[Run]]:
+    """The runs of each chunk of tokens, in the order of experts.
+
+    An expert's rows are in the order of its tokens, as `expert_order` has them; if not, all are one chunk.
+    """
+    rises = tokens[1:] > tokens[:-1]
+    rises[[start - 1 for _, start, _ in runs(bounds) if start]] = True
+    if not rises.all():
+        return [list(runs(bounds))]
+    wanted = len(tokens) // (max(len(bounds) - 1, 1) * CHUNK_ROWS)
+    chunks = max(2, min(PARTS, wanted))
+    cuts = [count * chunk // chunks for chunk in range(1, chunks)]
+    parts: list[list[Run]] = [[] for _ in range(chunks)]
+    for e, start, stop in runs(bounds):
+        inner = (start + np.searchsorted(tokens[start:stop], cuts)).tolist()
+        for part, (i, j) in zip(parts, pairwise([start, *inner, stop])):
+            if i < j:
+                part.append((e, i, j))
+    return parts
 
 
-def gathered(x, tokens, rows):
+def _longest_first(bounds: list[int]) -> list[Run]:
+    """All experts, also those without rows."""
+    return sorted(((e, i, j) for e, (i, j) in enumerate(pairwise(bounds))), key=lambda run: run[1] - run[2])
+
+
+def buffer(some: Iterable[Run], width: int, dtype: np.dtype) -> np.ndarray:
+    """Room for the rows of the longest of some runs."""
+    return np.empty((max((stop - start for _, start, stop in some), default=0), width), dtype)
+
+
+def gathered(x: np.ndarray, tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Copies of the tokens' rows, in the buffer."""
     copies = rows[: len(tokens)]
-    _gather(copies, tokens, x)
+    gather(copies, tokens, x)
     return copies
 
 
 @kernel("(T[:, ::1], int64[::1], T[:, ::1])")
-def _gather(rows, tokens, x):
+def gather(rows, tokens, x):
     for part in prange(PARTS):
         for r in range(share(part, len(rows)), share(part + 1, len(rows))):
             to, row = rows[r], x[tokens[r]]
@@ -171,6 +257,7 @@ def weighted_swiglu(gate_up, of_row, h):
 
 @kernel("(T[:, ::1], T[:, ::1], T[::1], T[:, ::1], T[::1])")
 def swiglu_backward(u, gate_up, of_row, grad_gate_up, grad_of_row):
+    """u comes as the gradient of the rows h that `weighted_swiglu` makes, and goes as h."""
     zero, one = u.dtype.type(0), u.dtype.type(1)
     width = u.shape[1]
     for part in prange(PARTS):
@@ -187,4 +274,5 @@ def swiglu_backward(u, gate_up, of_row, grad_gate_up, grad_of_row):
                 g = weight * from_above[i]
                 grad_gate[i] = g * up[i] * sigma * (one + z * (one - sigma))
                 grad_up[i] = g * h_without_up
+                from_above[i] = weight * h_without_up * up[i]
             grad_of_row[r] = along

@@ -88,7 +88,7 @@ def fp8_experts_in(
     if not covered(x, weight):
         return NotImplemented
     sent, kept = factor_and_cache(contiguous(x), recipe)
-    tokens, rows = token_of_row(np, position), buffer(bounds, x.shape[1], x.dtype)
+    tokens, rows = token_of_row(np, position), buffer(runs(bounds), x.shape[1], x.dtype)
     factors = _weight_factors(weight, recipe, bounds)
     y = np.empty((position.size, weight.shape[1]), x.dtype)
     for e, start, stop in runs(bounds):
@@ -109,7 +109,7 @@ def fp8_experts_in_backward_input(saved, g):
 def fp8_experts_in_backward_weight(saved, g):
     recipe, bounds, tokens = saved.recipe, saved.bounds, token_of_row(np, saved.position)
     x = from_tiles(saved.x, recipe.cache_format, recipe.across)
-    g, rows = contiguous(g), buffer(bounds, x.shape[1], x.dtype)
+    g, rows = contiguous(g), buffer(runs(bounds), x.shape[1], x.dtype)
     grad_weight = np.zeros_like(saved.weight)
     for e, start, stop in runs(bounds):
         copies = gathered(x, tokens[start:stop], rows)
@@ -158,7 +158,7 @@ def fp8_experts_out_backward_input(saved, g):
     recipe, bounds, tokens = saved.recipe, saved.bounds, token_of_row(np, saved.position)
     of_row = weight_of_row(np, saved.weights, saved.position)
     sent = quantised(contiguous(g), recipe.gradient_format, recipe.across, recipe, recipe.rounding(G))
-    factors, rows = _weight_factors(saved.weight, recipe, bounds), buffer(bounds, g.shape[1], g.dtype)
+    factors, rows = _weight_factors(saved.weight, recipe, bounds), buffer(runs(bounds), g.shape[1], g.dtype)
     kept = from_tiles(saved.gate_up, recipe.cache_format, recipe.across)
     grad, grad_of_row = np.empty_like(kept), np.empty_like(of_row)
     for e, start, stop in runs(bounds):
@@ -172,7 +172,7 @@ def fp8_experts_out_backward_weight(saved, g):
     recipe, bounds, tokens = saved.recipe, saved.bounds, token_of_row(np, saved.position)
     of_row = weight_of_row(np, saved.weights, saved.position)
     h = _hidden(from_tiles(saved.gate_up, recipe.cache_format, recipe.across))
-    g, rows = contiguous(g), buffer(bounds, g.shape[1], g.dtype)
+    g, rows = contiguous(g), buffer(runs(bounds), g.shape[1], g.dtype)
     grad_weight = np.zeros_like(saved.weight)
     for e, start, stop in runs(bounds):
         copies = gathered(g, tokens[start:stop], rows)
