@@ -49,3 +49,22 @@ def test_pencil_and_paper(kernels):
     np.testing.assert_allclose(y, [[3 * r, 4 * r]], rtol=1e-15)
     np.testing.assert_allclose(grad_x, [[r * (1 - 9 / 25), -r * 12 / 25]], rtol=1e-14)
     np.testing.assert_allclose(grad_weight, [3 * r, 0], rtol=1e-15)
+
+
+def test_a_weight_of_zero_or_without_bounds_takes_nothing_from_the_gradients():
+    """The twin finds x_hat again as y / w where it can; the weight's gradient is there all the same."""
+    rng = np.random.default_rng(2)
+    x, g = rng.normal(size=(2, 5, 4))
+    for weight in ([1.0, 0.0, -2.0, 3.0], [1.0, 1e-200, 2.0, 3.0], [1e200, 1.0, 2.0, 3.0], [0.5, -1, 2, 9]):
+        both = tg.rmsnorm, tg.rmsnorm.fused["cpu"]
+        expected, given = (pair.backward(pair.forward(x, np.array(weight))[1], g) for pair in both)
+        for a, b in zip(given, expected):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(b).max())
+
+
+def test_the_twin_keeps_nothing_beside_its_result():
+    """What reads y keeps it, so this costs no memory but for a number a row."""
+    x = np.random.default_rng(3).normal(size=(50, 8))
+    y, saved = tg.rmsnorm.fused["cpu"].forward(x, np.full(8, 0.7))
+    others = [array for array in saved if not np.shares_memory(array, y)]
+    assert sum(array.size for array in others) == 50 + 2 * 8
