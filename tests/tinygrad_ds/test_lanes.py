@@ -24,11 +24,11 @@ def _add(a, b, c):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 6, 7, 13, 24])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 6, 7, 13, 20, 24])
 def test_products(rows, dtype):
     """Any number of rows, any depth, `a` of any layout; and no row beside the result is touched."""
-    width = lanes.BYTES // np.dtype(dtype).itemsize
-    for depth, columns in ((0, 1), (1, 2), (37, 1), (8, 3)):
+    width = lanes.BYTES // 2 // np.dtype(dtype).itemsize
+    for depth, columns in ((0, 2), (1, 4), (37, 2), (8, 6), (5, 1), (33, 3)):
         a, b = normal(rows, depth, dtype=dtype), normal(depth, columns * width, dtype=dtype)
         for layout in (np.ascontiguousarray, np.asfortranarray, lambda x: x.repeat(2, axis=1)[:, ::2]):
             memory = np.full((rows + 2, columns * width), 7, dtype)

@@ -55,7 +55,7 @@ def mix(builder, a, b, places: list[int]):
 def multiply_add(builder, a, b, c):
     """a b + c, rounded once."""
     kind = a.type
-    name = f"llvm.fma.v{kind.count}f{BYTES * 8 // kind.count}"
+    name = f"llvm.fma.v{kind.count}f{32 if isinstance(kind.element, ir.FloatType) else 64}"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
     return builder.call(function, [a, b, c])
 

@@ -1,8 +1,9 @@
 """Products of small matrices inside a kernel, up to 6 rows and 64 bytes of columns of the result at a time.
 
-Such a tile stays in registers on its way through the inner dimension, where each step multiplies one column
-of `a` with one row of `b`. At the sizes of an attention head that is faster than a call of BLAS, which
-copies both matrices into an order of its own first.
+Where 32 bytes of columns are left they are a tile of 12 rows: as many registers. Such a tile stays in
+registers on its way through the inner dimension, where each step multiplies one column of `a` with one row
+of `b`. At the sizes of an attention head that is faster than a call of BLAS, which copies both matrices into
+an order of its own first.
 """
 
 from llvmlite import ir
@@ -32,7 +33,7 @@ def _product_function(
     def load(pointer, kind):
         return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=width)
 
-    def tile(first_row, count: int, column):
+    def tile(first_row, count: int, column, lanes):
         """`count` rows of one column of lanes, kept in registers on the way through the depth."""
         row = [builder.add(first_row, word(i)) for i in range(count)]
         from_a = [ahead(builder, a, builder.mul(row[i], a_row)) for i in range(count)]
@@ -51,20 +52,26 @@ def _product_function(
             target = builder.bitcast(into[i], lanes.as_pointer())
             builder.store(builder.load(sums[i]), target, align=width)
 
-    with cgutils.for_range_slice(
-        builder, word(0), builder.mul(columns, word(width)), word(BYTES), inc=True
-    ) as (column, _):
+    def tiles(column, lanes, counts: tuple[int, ...]):
+        """All rows of one column of lanes, so many at a time."""
         done = word(0)
-        for count in (6, 4, 2, 1):  # rows at a time
+        for count in counts:
             whole = builder.udiv(builder.sub(rows, done), word(count))
             if count == 6:  # but the last 8 rows as 4 and 4: a tile of 2 rows has too little to do
-                left = builder.urem(rows, word(6))
+                left = builder.urem(builder.sub(rows, done), word(6))
                 two_left = builder.icmp_unsigned("==", builder.udiv(left, word(2)), word(1))
                 fewer = builder.and_(two_left, builder.icmp_unsigned(">", whole, word(0)))
                 whole = builder.sub(whole, builder.zext(fewer, word))
             with cgutils.for_range(builder, whole) as turn:
-                tile(builder.add(done, builder.mul(turn.index, word(count))), count, column)
+                tile(builder.add(done, builder.mul(turn.index, word(count))), count, column, lanes)
             done = builder.add(done, builder.mul(whole, word(count)))
+
+    size = builder.mul(columns, word(width))
+    full = builder.and_(size, word(-BYTES))
+    with cgutils.for_range_slice(builder, word(0), full, word(BYTES), inc=True) as (column, _):
+        tiles(column, lanes, (6, 4, 2, 1))
+    with cgutils.if_unlikely(builder, builder.icmp_unsigned("<", full, size)):
+        tiles(full, ir.VectorType(lanes.element, lanes.count // 2), (12, 6, 4, 2, 1))
     builder.ret_void()
     return function
 
@@ -86,6 +93,6 @@ def _product(*, add: bool):
     return product
 
 
-# c = a b and c += a b. `a` may have any strides; the rows of b and c are contiguous and full of lanes.
+# c = a b and c += a b. `a` may have any strides; the rows of b and c are contiguous and full of half lanes.
 set_product = _product(add=False)
 add_product = _product(add=True)

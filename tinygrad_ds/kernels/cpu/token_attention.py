@@ -125,7 +125,7 @@ def visit(like, c, number, first, piece):
     keys = cube(like, c.keys, c.batch, c.r + c.d_r, padded)
     rows = cube(like, c.rows, PIECES * c.batch, 3, padded)
     sums = cube(like, c.sums, PIECES * c.batch, c.heads, c.r)
-    scores = np.empty((COLUMNS, padded), like.dtype)
+    scores = np.zeros((COLUMNS, padded), like.dtype)
     for b in range(c.batch):
         latents = latents_of(like, c, number, b)
         begin = min(first[b], c.length)
@@ -145,6 +145,7 @@ def _visit(latents, keys, scores, rows, sums):
     """rows (3, heads): the largest score, the sum, and by how much sums shrink where a larger one comes."""
     width = BYTES // sums.itemsize
     heads, r = sums.shape
+    filled = (heads + width // 2 - 1) // (width // 2) * (width // 2)  # what scores hold beyond is not read
     whole = r // width * width
     zero, nothing = splat(0, sums), splat(-np.inf, sums)
     rows[0], rows[1] = -np.inf, sums.dtype.type(0)
@@ -152,7 +153,7 @@ def _visit(latents, keys, scores, rows, sums):
     for t in range(0, latents.shape[0], COLUMNS):
         block = latents[t : min(t + COLUMNS, latents.shape[0])]
         s = scores[: block.shape[0]]
-        set_product(block, keys, s)
+        set_product(block, keys[:, :filled], s[:, :filled])
         for lane in range(0, rows.shape[1], width):
             before = load(rows, 0, lane)
             m = before
