@@ -12,12 +12,13 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal
+from typing import Literal
 
 import tinygrad_ds as tg
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import Array
 from tinygrad_ds.ops.quantize import Infinities, count_infinities
+from tinygrad_ds.ops.recipe import Fp8Recipe
 
 CALLS = 1 << 20  # more than a step has: seeds of one step stay apart from those of the next
 
@@ -97,41 +98,39 @@ class Fp8(Products):
 
     rounds = True
 
-    def options(self) -> dict[str, Any]:
-        """The options that all FP8 primitives share."""
-        return {
-            "gradient_format": self.gradient_format,
-            "side": 128 if self.scaling == "tile" else None,
-            "power_of_two": self.power_of_two,
-            "seed": next(_seeds.get()) if self.stochastic else None,
-            "accumulation": self.accumulation,
-            "promote_every": self.promote_every or None,
-        }
+    def recipe(self, *, behind_attention: bool = False) -> Fp8Recipe:
+        """That of the next product; one that rounds at random has a seed of its own."""
+        fine = behind_attention and self.after_attention != "e4m3"
+        return Fp8Recipe(
+            gradient_format=self.gradient_format,
+            cache_format=self.after_attention if fine else None,
+            side=128 if self.scaling == "tile" else None,
+            power_of_two=self.power_of_two or fine,
+            seed=next(_seeds.get()) if self.stochastic else None,
+            accumulation=self.accumulation,
+            promote_every=self.promote_every or None,
+        )
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, behind_attention: bool = False
     ) -> Tensor:
         """As above, x quantised by 1 x 128 and W by 128 x 128."""
-        options = self.options()
-        if behind_attention and self.after_attention != "e4m3":
-            options |= {"cache_format": self.after_attention, "power_of_two": True}
-        if bias is None:
-            return tg.fp8_linear(x, weight, **options)
-        return tg.fp8_linear(x, weight, bias, **options)
+        arrays = (x, weight) if bias is None else (x, weight, bias)
+        return tg.fp8_linear(*arrays, recipe=self.recipe(behind_attention=behind_attention))
 
     def swiglu_linear(self, gate_up: Tensor, weight: Tensor) -> Tensor:
         """As above; [gate | up] is kept in FP8 and the SwiGLU computed again in backward."""
-        return tg.fp8_swiglu_linear(gate_up, weight, **self.options())
+        return tg.fp8_swiglu_linear(gate_up, weight, recipe=self.recipe())
 
     def experts_in(self, x: Tensor, weight: Tensor, position: Array, offsets: Array) -> Tensor:
         """As above; x is quantised before it goes to the experts."""
-        return tg.fp8_experts_in(x, weight, position, offsets, **self.options())
+        return tg.fp8_experts_in(x, weight, position, offsets, recipe=self.recipe())
 
     def experts_out(
         self, gate_up: Tensor, weights: Tensor, weight: Tensor, position: Array, offsets: Array
     ) -> Tensor:
         """As above; [gate | up] is kept in FP8."""
-        return tg.fp8_experts_out(gate_up, weights, weight, position, offsets, **self.options())
+        return tg.fp8_experts_out(gate_up, weights, weight, position, offsets, recipe=self.recipe())
 
 
 EXACT = Products()
