@@ -58,7 +58,7 @@ def written_down():
 @pytest.mark.parametrize("kernels", ["fused", "reference"])
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_counts_are_those_written_down(kind, kernels):
-    """A table of addresses, two copies, stays where the pool gives gradients the memory that they had before."""
+    """A table of addresses, two copies, stays where gradients come to lie where they lay before."""
     expected = written_down()[kind, kernels]
     for step in counts_of_steps(kind, kernels):
         assert {name: step[name] for name in expected if name != "writes"} == {
