@@ -7,12 +7,11 @@ Every Linear and all experts ask `products()` for theirs. Embedding, output head
 itself keep the model's own precision in all cases, as in DeepSeek-V3 (section 3.3.1).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 import tinygrad_ds as tg
 from tinygrad_ds import Tensor
@@ -106,7 +105,7 @@ class Fp8(Products):
             cache_format=self.after_attention if fine else None,
             side=128 if self.scaling == "tile" else None,
             power_of_two=self.power_of_two or fine,
-            seed=next(_seeds.get()) if self.stochastic else None,
+            seed=_seeds.get().draw() if self.stochastic else None,
             accumulation=self.accumulation,
             promote_every=self.promote_every or None,
         )
@@ -133,9 +132,21 @@ class Fp8(Products):
         return tg.fp8_experts_out(gate_up, weights, weight, position, offsets, recipe=self.recipe())
 
 
+@dataclass
+class Seeds:
+    """Those of the roundings of a `with` block."""
+
+    next: int
+
+    def draw(self) -> int:
+        """One that no other call has."""
+        self.next += 1
+        return self.next - 1
+
+
 EXACT = Products()
 _products: ContextVar[Products] = ContextVar("products", default=EXACT)
-_seeds: ContextVar[Iterator[int]] = ContextVar("seeds")  # set wherever an Fp8 is
+_seeds: ContextVar[Seeds] = ContextVar("seeds")  # set wherever an Fp8 is
 
 
 def products() -> Products:
@@ -150,10 +161,32 @@ def precision(chosen: Products, *, seed: int = 0, infinities: Infinities | None 
     seed: of stochastic rounding, such as the number of the step; every call in the block draws its own.
     infinities: where those are counted that FP8 makes its largest number, in backward too if it runs here.
     """
-    before, seeds = _products.set(chosen), _seeds.set(count(seed * CALLS))
+    before, seeds = _products.set(chosen), _seeds.set(Seeds(seed * CALLS))
     try:
         with nullcontext() if infinities is None else count_infinities(infinities):
             yield
     finally:
         _products.reset(before)
         _seeds.reset(seeds)
+
+
+def repeatable(function: Callable) -> Callable:
+    """`function`, multiplying and rounding in every call as in its first: so `tg.recompute` may run it again,
+    wherever backward is called.
+    """
+    first: tuple[Products, int] | None = None
+
+    def run(*inputs: Any) -> Any:
+        nonlocal first
+        if first is None:
+            seeds = _seeds.get(None)
+            first = products(), 0 if seeds is None else seeds.next
+            return function(*inputs)
+        before, seeds_before = _products.set(first[0]), _seeds.set(Seeds(first[1]))
+        try:
+            return function(*inputs)
+        finally:
+            _products.reset(before)
+            _seeds.reset(seeds_before)
+
+    return run

@@ -54,6 +54,7 @@ def start(config: Config, display: Display, team: Team) -> None:
     model = DeepSeekModel(
         config.sizes.deepseek(data.tokenizer.vocab_size, config.time, data.tokenizer.end_id), seed=config.seed
     )
+    model.recompute = config.recompute
     state = State(total=config.tokens)
     state.phases["text and tokens"] = perf_counter() - began
     team.take(model, lambda model: make_optimizer(config, model))
@@ -102,7 +103,9 @@ def resume(folder: Path, saved: Config, config: Config, display: Display, team: 
             f"{began_with[:12]}): start a new run with it"
         )
     team.remembered = latest_loads(folder)
-    team.take(load_model(checkpoint), lambda model: make_optimizer(config, model))
+    model = load_model(checkpoint)
+    model.recompute = config.recompute
+    team.take(model, lambda model: make_optimizer(config, model))
     state = load_state(checkpoint, team.whole_optimizer)
     if config.tokens != saved.tokens:
         state.total = config.tokens
@@ -231,7 +234,8 @@ def go_on(
         own.append(Saturation(infinities))
     if config.seconds is not None and config.seconds > state.seconds:
         own.insert(0, TimeLimit(config.seconds, before=state.seconds))
-    if told := too_large(model.config, config.micro_batch, config.time, device_bytes()):
+    size = config.micro_batch, config.time
+    if told := too_large(model.config, *size, device_bytes(), recompute=config.recompute):
         display.say(told)
     try:
         with display:
