@@ -106,7 +106,7 @@ def prepare(road: Road) -> None:
     if settings.exists():
         before = load_settings(Road(), settings)
         for name, value in vars(before).items():
-            if name not in ("out", "stages", "students") and value != getattr(road, name):
+            if name not in ("out", "stages", "students", "seeds") and value != getattr(road, name):
                 raise UserError(
                     f"{name} is {value} in {road.out} and cannot become {getattr(road, name)}: name another "
                     "folder by --out, or delete it"

@@ -99,8 +99,11 @@ def test_divergence_and_its_gradient(seed, beta, temperature):
 def trl_grpo(logp, old, advantages, mask, ref, beta, aggregate, ratio, max_length, weighted):
     """TRL's own loss, read from its trainer's method; in place of a network stand our log-probabilities."""
     trainer = pytest.importorskip("trl", reason="TRL is not installed").GRPOTrainer
-    ones = SimpleNamespace(
-        num_processes=1, reduce=lambda x, reduction="sum": x, gather=lambda x: x, gather_for_metrics=lambda x: x
+    alone = SimpleNamespace(
+        num_processes=1,
+        reduce=lambda x, reduction="sum": x,
+        gather=lambda x: x,
+        gather_for_metrics=lambda x: x,
     )
     told: dict = {"train": defaultdict(list), "eval": defaultdict(list)}
     stand_in = SimpleNamespace(
@@ -119,7 +122,7 @@ def trl_grpo(logp, old, advantages, mask, ref, beta, aggregate, ratio, max_lengt
         current_gradient_accumulation_steps=1,
         max_completion_length=max_length,
         _entropy_bonus_enabled=False,
-        accelerator=ones,
+        accelerator=alone,
         _metrics=told,
     )
     ids = torch.zeros(logp.shape, dtype=torch.long)
