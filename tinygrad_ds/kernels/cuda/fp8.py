@@ -4,13 +4,15 @@ The numbers of FP8 stand in float32, scaled back; x is kept as codes. Tiles too 
 the tensor cores take them, are the reference's.
 """
 
+import cupy
+
 from tinygrad_ds.formats import decode, encode
 from tinygrad_ds.kernels.cuda.common import contiguous, covered
 from tinygrad_ds.kernels.cuda.quantize import fits, in_tiles
 from tinygrad_ds.ops.broadcast import fit, form
 from tinygrad_ds.ops.fp8 import Cached, Fp8LinearSaved
 from tinygrad_ds.ops.matmul import check_inputs
-from tinygrad_ds.ops.quantize import as_matrix, dequantize
+from tinygrad_ds.ops.quantize import as_matrix, counter, dequantize
 from tinygrad_ds.ops.recipe import DEEPSEEK_V3, G_AGAIN, WEIGHT, X_AGAIN, G, X
 
 
@@ -48,7 +50,8 @@ def fp8_linear_backward_weight(saved, g):
 
 def _quantised(rows, format, tile, recipe, which):
     """A contiguous matrix quantised and scaled back."""
-    return in_tiles(rows, format, tile, recipe.power_of_two, recipe.rounding(which), back=True).values
+    options = {"back": True, "infinities": counter(cupy)}
+    return in_tiles(rows, format, tile, recipe.power_of_two, recipe.rounding(which), **options).values
 
 
 def _weight(weight, recipe):
