@@ -75,7 +75,7 @@ def means(told: Told) -> dict[str, Any]:
 
 
 def differences(told: Told) -> dict[str, Any]:
-    """How much more of pass@1 and of bits per byte the second of two stages has, seed by seed."""
+    """How much more of pass@1, mixed notations and bits per byte the second of two stages has, by seed."""
     found = {}
     bases = [name for name in told if name.startswith("student-") and name.count("-") == 1]
     pairs = [*ROAD, *((base + first, base + second) for base in bases for first, second in STUDENT)]
@@ -85,6 +85,9 @@ def differences(told: Told) -> dict[str, Any]:
             errors = [math.hypot(a["pass_1"]["error"], b["pass_1"]["error"]) for a, b in both]
             found[f"{second} against {first}"] = {
                 "pass_1": over([b["pass_1"]["value"] - a["pass_1"]["value"] for a, b in both], errors),
+                "mixed_rate": over(
+                    [b["mixed_rate"]["value"] - a["mixed_rate"]["value"] for a, b in both], []
+                ),
                 "bits_per_byte": over([b["bits_per_byte"] - a["bits_per_byte"] for a, b in both], []),
             }
     return found
@@ -98,17 +101,15 @@ def table(results: Mapping[str, Any]) -> list[str]:
         cells = [plus(found[key]) for key in FIGURES.values()]
         each = " ".join(f"{value:.3f}" for value in found["pass_1"]["each"])
         lines.append(f"| {name} | {' | '.join(cells)} | {each} | {plus(found['bits_per_byte'])} |")
-    lines += ["", "| difference | pass@1 | from prompts alone | each | bits/byte |", "|---|---|---|---|---|"]
+    lines += ["", "| difference | pass@1 | by prompts | each | mixed | bits/byte |", f"|{'---|' * 6}"]
     for name, found in results["against"].items():
         gain, each = found["pass_1"], " ".join(f"{value:+.3f}" for value in found["pass_1"]["each"])
-        bits = found["bits_per_byte"]
-        lines.append(
-            f"| {name} | {gain['value']:+.3f} ({gain['of_seeds']:.3f}) | ({gain['of_prompts']:.3f}) | {each} "
-            f"| {bits['value']:+.3f} ({bits['of_seeds']:.3f}) |"
-        )
+        cells = [plus(gain, "+"), f"({gain['of_prompts']:.3f})", each]
+        cells += [plus(found[key], "+") for key in ("mixed_rate", "bits_per_byte")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-def plus(figure: Mapping[str, Any]) -> str:
+def plus(figure: Mapping[str, Any], sign: str = "") -> str:
     """A mean with its error over seeds."""
-    return f"{figure['value']:.3f} ({figure['of_seeds']:.3f})"
+    return f"{figure['value']:{sign}.3f} ({figure['of_seeds']:.3f})"

@@ -143,7 +143,6 @@ def test_what_is_done_is_not_done_again(whole):
 
 def test_ones_own_checkpoint_takes_the_place_of_a_stage(whole, text, tmp_path, capsys):
     asked = tiny(tmp_path / "own", text, stages=("zero",))
-    prepare(asked)
     newest = Checkpoints(whole[0].out / "cold" / "checkpoints").latest()
     shutil.copytree(newest, asked.out / "base")
     shutil.copy(whole[0].out / "cold" / "tokenizer.json", asked.out / "base")
