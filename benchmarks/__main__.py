@@ -18,14 +18,24 @@ from typing import Any, Literal, get_args
 import tyro
 from rich.console import Console
 
-from benchmarks import eight_bits, kernels, scaling, speed, start
+from benchmarks import eight_bits, kernels, reinforcement, scaling, speed, start
 from benchmarks.figures import draw
 from benchmarks.operations import measure as operations
 from benchmarks.tables import show
 from benchmarks.worker import CONFIG
 
 Suite = Literal[
-    "train", "decode", "start", "scaling", "threads", "kernels", "fp8", "operations", "profile", "cold"
+    "train",
+    "decode",
+    "start",
+    "scaling",
+    "threads",
+    "kernels",
+    "fp8",
+    "reinforcement",
+    "operations",
+    "profile",
+    "cold",
 ]
 Name = Literal["ours", "reference", "torch", "torch.compile", "jax"]
 
@@ -39,7 +49,7 @@ class Benchmarks:
 
     train, decode: beside peers. start: import and first step. scaling: with batch, length and width. threads:
     one and two. kernels: fused forms beside references and limits. fp8: quantising, Linear, steps.
-    operations:
+    reinforcement: a step of GRPO beside TRL's, a rollout beside bare decoding. operations:
     elementary ones beside other libraries. profile: a step by primitive. cold: the first step
     without compiled kernels.
     """
@@ -89,6 +99,7 @@ def main() -> None:
         "threads": lambda say: scaling.threads(rounds, say),
         "kernels": lambda say: kernels.measure(config, rounds, say),
         "fp8": lambda say: eight_bits.measure(config, rounds, say),
+        "reinforcement": lambda say: reinforcement.measure(rounds, say),
         "operations": lambda say: operations.measure(rounds, say),
         "profile": lambda say: speed.profile(say),
         "cold": lambda say: start.cold(say),

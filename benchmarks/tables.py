@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 from benchmarks.operations.measure import LIBRARIES
@@ -193,7 +193,34 @@ def fp8(results: dict[str, Any]) -> Table:
     return made
 
 
+def reinforcement(results: dict[str, Any]) -> Group:
+    """Steps of GRPO, and tokens a second of a rollout, whose share is of bare decoding's."""
+    steps = table("step of GRPO, 32 x 8 completions", "", "s", "min - max", "tokens each", "ours is")
+    for name, row in results["contenders"].items():
+        if "seconds" in row:
+            s = row["seconds"]
+            spread = f"{s['min']:.3f} - {s['max']:.3f}"
+            steps.add_row(
+                name, f"{s['median']:.3f}", spread, f"{row['length']:.1f}", f"{row['ours_is']:.2f}x"
+            )
+    tokens = table("256 sequences of 32 tokens", "", "tokens/s", "min - max", "share")
+    for name, title in DECODED.items():
+        if found := results["decoding"].get(name):
+            share = found["median"] / results["decoding"]["bare"]["median"]
+            tokens.add_row(
+                title, f"{found['median']:.0f}", f"{found['min']:.0f} - {found['max']:.0f}", f"{share:.2f}"
+            )
+    return Group(steps, tokens)
+
+
+DECODED = {
+    "bare": "bare greedy decoding",
+    "rollout": "rollout of 256 prompts",
+    "groups": "rollout of 32 prompts, 8 samples each",
+}
+
 SHOWN = {
     "train": train, "decode": decode, "profile": profile, "start": start, "cold": cold, "scaling": scaling,
     "threads": threads, "kernels": kernels, "fp8": fp8, "operations": operations,
+    "reinforcement": reinforcement,
 }  # fmt: skip

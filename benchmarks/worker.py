@@ -21,6 +21,8 @@ CONTENDERS = {  # name -> module, class, options
     "torch": ("benchmarks.peers.transformers_peer", "Transformers", {"compiled": False}),
     "torch.compile": ("benchmarks.peers.transformers_peer", "Transformers", {"compiled": True}),
     "jax": ("benchmarks.peers.jax_peer", "Jax", {}),
+    "policy ours": ("benchmarks.policy", "Policy", {}),
+    "policy trl": ("benchmarks.peers.trl_peer", "Trl", {}),
 } | {
     f"operations {library}": ("benchmarks.operations.measure", "Operations", {"library": library})
     for library in ("ours", "torch", "autograd", "mygrad", "tinygrad")

@@ -96,16 +96,16 @@ x, weight = rng.normal(size=(512, 256)).astype(np.float32), rng.normal(size=(384
 g = rng.normal(size=(512, 384)).astype(np.float32)
 exact = x @ weight.T, g @ weight, g.T @ x
 recipes = {
-    "as DeepSeek": {},
-    "gradients in E5M2": {"gradient_format": "e5m2"},
-    "scales powers of two": {"power_of_two": True},
-    "one scale for all": {"side": None},
-    "rounding at random": {"seed": 1},
+    "as DeepSeek": tg.Fp8Recipe(),
+    "gradients in E5M2": tg.Fp8Recipe(gradient_format="e5m2"),
+    "scales powers of two": tg.Fp8Recipe(power_of_two=True),
+    "one scale for all": tg.Fp8Recipe(side=None),
+    "rounding at random": tg.Fp8Recipe(seed=1),
 }
 print(f"{'relative error':<22}{'y':>8}{'dx':>8}{'dW':>8}")
-for name, options in recipes.items():
+for name, recipe in recipes.items():
     leaf, parameter = tg.Tensor(x, requires_grad=True), tg.Tensor(weight, requires_grad=True)
-    y = tg.fp8_linear(leaf, parameter, **options)
+    y = tg.fp8_linear(leaf, parameter, recipe=recipe)
     y.backward(g)
     off = [
         np.sqrt(((made - right) ** 2).mean() / (right**2).mean())

@@ -35,6 +35,8 @@ class Inspect:
     """Sequences at once."""
     length: int = 4096
     """Tokens in each of them."""
+    recompute: bool = False
+    """Training computes every block again in backward, for less memory."""
     dtype: Literal["float32", "bfloat16", "float16", "float8"] | None = None
     """Number format of the weights when serving; by default that of the file."""
     flops: float = 1e15
@@ -82,7 +84,8 @@ def inspect(asked: Inspect) -> None:
             raise ValueError(f"{name} is {getattr(asked, name)} but must be above 0")
     config = DeepSeekConfig.from_json(asked.path)
     kind = asked.dtype or ("float8" if config.quantization_config else config.torch_dtype or "float32")
-    tables = report(config, asked.batch, asked.length, kind, asked.flops, asked.bandwidth)
+    numbers = asked.batch, asked.length, kind, asked.flops, asked.bandwidth
+    tables = report(config, *numbers, recompute=asked.recompute)
     files = file_table(asked.path) if asked.path.is_dir() else None
     Console().print(tables, *(["", files] if files else []), sep="\n")
 

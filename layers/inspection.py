@@ -21,13 +21,20 @@ from layers.weights import FILE, INDEX, stored_tensors
 
 
 def report(
-    config: DeepSeekConfig, batch: int, length: int, kind: str, flops: float, bandwidth: float
+    config: DeepSeekConfig,
+    batch: int,
+    length: int,
+    kind: str,
+    flops: float,
+    bandwidth: float,
+    *,
+    recompute: bool = False,
 ) -> Group:
     """All tables that follow from the config; `kind` is the number format of weights when serving."""
     tables = [
         parameter_table(config),
         cache_table(config, kind),
-        memory_table(config, batch, length, kind),
+        memory_table(config, batch, length, kind, recompute=recompute),
         time_table(config, batch, length, kind, flops, bandwidth),
     ]
     shown: list[RenderableType] = [describe(config)]
@@ -101,11 +108,15 @@ def cache_table(config: DeepSeekConfig, kind: str) -> Table:
     return made
 
 
-def memory_table(config: DeepSeekConfig, batch: int, length: int, kind: str) -> Table:
+def memory_table(
+    config: DeepSeekConfig, batch: int, length: int, kind: str, *, recompute: bool = False
+) -> Table:
     """Bytes to train and to serve, by purpose."""
     made = table(f"Memory at batch {batch}, length {length}", "", "bytes")
     for title, needs in {
-        "to train, float32 and AdamW": memory_to_train(config, batch, length),
+        f"to train, float32 and AdamW{', blocks computed again' if recompute else ''}": memory_to_train(
+            config, batch, length, recompute=recompute
+        ),
         f"to serve, {kind}": memory_to_serve(config, batch, length, kind),
     }.items():
         made.add_row(title, size(sum(needs.values())), style="bold")

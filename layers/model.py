@@ -20,6 +20,7 @@ from layers.module import Module, Part
 from layers.moe import MoE
 from layers.mtp import MTPModule
 from layers.norm import RMSNorm
+from layers.precision import repeatable
 from layers.rope import Rotary
 from tinygrad_ds import Tensor, settings
 from tinygrad_ds.device import Array, generator, place, to_host
@@ -32,7 +33,8 @@ class DeepSeekModel(Module):
     """A DeepSeek network with its parameters drawn from `seed` (None: left to be filled by a checkpoint).
 
     dtype: float32, or float64 for exact comparisons. `model(ids)` gives logits (batch, time, vocab). With
-    `model.recompute = True` every block saves its input alone and computes the rest again in backward.
+    `model.recompute = True` every block and MTP module saves its input alone and computes the rest again in
+    backward.
     """
 
     def __init__(self, config: DeepSeekConfig, seed: int | None = 0, dtype: str = "float32") -> None:
@@ -130,7 +132,7 @@ class DeepSeekModel(Module):
             if states is not None:
                 states.append(x)
             if self.recompute:
-                x, loss = tg.recompute(lambda x, block=block: block(x, context), x)
+                x, loss = tg.recompute(repeatable(lambda x, block=block: block(x, context)), x)
             else:
                 x, loss = block(x, context)
             balances.append(loss)
@@ -158,8 +160,14 @@ class DeepSeekModel(Module):
         context = make_context(
             self.rotary, *ids.shape, first=first, cache=cache, balance=balance, offset=depth
         )
+        module = self.mtp[depth - 1]
         with tg.no_grad() if cache is not None else nullcontext():
-            h, loss = self.mtp[depth - 1](h, self.embed_tokens(place(ids)), context)
+            embedded = self.embed_tokens(place(ids))
+            if self.recompute:
+                again = repeatable(lambda h, embedded: module(h, embedded, context))
+                h, loss = tg.recompute(again, h, embedded)
+            else:
+                h, loss = module(h, embedded, context)
         if cache is not None:
             cache.advance(ids.shape[1])
         return h, loss

@@ -7,17 +7,17 @@ Every Linear and all experts ask `products()` for theirs. Embedding, output head
 itself keep the model's own precision in all cases, as in DeepSeek-V3 (section 3.3.1).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Literal
 
 import tinygrad_ds as tg
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import Array
 from tinygrad_ds.ops.quantize import Infinities, count_infinities
+from tinygrad_ds.ops.recipe import Fp8Recipe
 
 CALLS = 1 << 20  # more than a step has: seeds of one step stay apart from those of the next
 
@@ -97,46 +97,56 @@ class Fp8(Products):
 
     rounds = True
 
-    def options(self) -> dict[str, Any]:
-        """The options that all FP8 primitives share."""
-        return {
-            "gradient_format": self.gradient_format,
-            "side": 128 if self.scaling == "tile" else None,
-            "power_of_two": self.power_of_two,
-            "seed": next(_seeds.get()) if self.stochastic else None,
-            "accumulation": self.accumulation,
-            "promote_every": self.promote_every or None,
-        }
+    def recipe(self, *, behind_attention: bool = False) -> Fp8Recipe:
+        """That of the next product; one that rounds at random has a seed of its own."""
+        fine = behind_attention and self.after_attention != "e4m3"
+        return Fp8Recipe(
+            gradient_format=self.gradient_format,
+            cache_format=self.after_attention if fine else None,
+            side=128 if self.scaling == "tile" else None,
+            power_of_two=self.power_of_two or fine,
+            seed=_seeds.get().draw() if self.stochastic else None,
+            accumulation=self.accumulation,
+            promote_every=self.promote_every or None,
+        )
 
     def linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, behind_attention: bool = False
     ) -> Tensor:
         """As above, x quantised by 1 x 128 and W by 128 x 128."""
-        options = self.options()
-        if behind_attention and self.after_attention != "e4m3":
-            options |= {"cache_format": self.after_attention, "power_of_two": True}
-        if bias is None:
-            return tg.fp8_linear(x, weight, **options)
-        return tg.fp8_linear(x, weight, bias, **options)
+        arrays = (x, weight) if bias is None else (x, weight, bias)
+        return tg.fp8_linear(*arrays, recipe=self.recipe(behind_attention=behind_attention))
 
     def swiglu_linear(self, gate_up: Tensor, weight: Tensor) -> Tensor:
         """As above; [gate | up] is kept in FP8 and the SwiGLU computed again in backward."""
-        return tg.fp8_swiglu_linear(gate_up, weight, **self.options())
+        return tg.fp8_swiglu_linear(gate_up, weight, recipe=self.recipe())
 
     def experts_in(self, x: Tensor, weight: Tensor, position: Array, offsets: Array) -> Tensor:
         """As above; x is quantised before it goes to the experts."""
-        return tg.fp8_experts_in(x, weight, position, offsets, **self.options())
+        return tg.fp8_experts_in(x, weight, position, offsets, recipe=self.recipe())
 
     def experts_out(
         self, gate_up: Tensor, weights: Tensor, weight: Tensor, position: Array, offsets: Array
     ) -> Tensor:
         """As above; [gate | up] is kept in FP8."""
-        return tg.fp8_experts_out(gate_up, weights, weight, position, offsets, **self.options())
+        return tg.fp8_experts_out(gate_up, weights, weight, position, offsets, recipe=self.recipe())
+
+
+@dataclass
+class Seeds:
+    """Those of the roundings of a `with` block."""
+
+    next: int
+
+    def draw(self) -> int:
+        """One that no other call has."""
+        self.next += 1
+        return self.next - 1
 
 
 EXACT = Products()
 _products: ContextVar[Products] = ContextVar("products", default=EXACT)
-_seeds: ContextVar[Iterator[int]] = ContextVar("seeds")  # set wherever an Fp8 is
+_seeds: ContextVar[Seeds] = ContextVar("seeds")  # set wherever an Fp8 is
 
 
 def products() -> Products:
@@ -151,10 +161,32 @@ def precision(chosen: Products, *, seed: int = 0, infinities: Infinities | None 
     seed: of stochastic rounding, such as the number of the step; every call in the block draws its own.
     infinities: where those are counted that FP8 makes its largest number, in backward too if it runs here.
     """
-    before, seeds = _products.set(chosen), _seeds.set(count(seed * CALLS))
+    before, seeds = _products.set(chosen), _seeds.set(Seeds(seed * CALLS))
     try:
         with nullcontext() if infinities is None else count_infinities(infinities):
             yield
     finally:
         _products.reset(before)
         _seeds.reset(seeds)
+
+
+def repeatable(function: Callable) -> Callable:
+    """`function`, multiplying and rounding in every call as in its first: so `tg.recompute` may run it again,
+    wherever backward is called.
+    """
+    first: tuple[Products, int] | None = None
+
+    def run(*inputs: Any) -> Any:
+        nonlocal first
+        if first is None:
+            seeds = _seeds.get(None)
+            first = products(), 0 if seeds is None else seeds.next
+            return function(*inputs)
+        before, seeds_before = _products.set(first[0]), _seeds.set(Seeds(first[1]))
+        try:
+            return function(*inputs)
+        finally:
+            _products.reset(before)
+            _seeds.reset(seeds_before)
+
+    return run

@@ -105,11 +105,24 @@ def cache_bytes(config: DeepSeekConfig, kind: str) -> int:
     return cache_numbers(config) * (2 if kind == "float8" else dtype(kind).itemsize)
 
 
-def kept_numbers(config: DeepSeekConfig) -> int:
-    """Numbers that one token's forward pass keeps for the backward pass, where nothing is computed again.
+def kept_numbers(config: DeepSeekConfig, *, recompute: bool = False) -> int:
+    """Numbers that one token's forward pass keeps for the backward pass.
 
-    What the primitives save: inputs of norms and products, queries, keys, values and outputs of attention,
-    both sides of SwiGLU; of the experts these alone, and of the head only the gradient of its input.
+    What the primitives save, in every block (`kept_in_block`) and at both ends; of the head only the gradient
+    of its input. recompute: of a block and of an MTP module their inputs alone (`tg.recompute`).
+    """
+    d, layers, modules = config.hidden_size, config.num_hidden_layers, config.num_nextn_predict_layers
+    if recompute:
+        return (layers + 2) * d + modules * 3 * d
+    dense = config.first_k_dense_replace
+    blocks = dense * kept_in_block(config, moe=False)
+    blocks += (layers - dense + modules) * kept_in_block(config, moe=True)
+    return blocks + 2 * d + modules * 6 * d
+
+
+def kept_in_block(config: DeepSeekConfig, *, moe: bool) -> int:
+    """Numbers that one token keeps in a block: inputs of norms and products, queries, keys, values and
+    outputs of attention, both sides of SwiGLU; of the experts these alone.
     """
     d, h = config.hidden_size, config.num_attention_heads
     d_qk, d_v = config.qk_head_dim, config.v_head_dim
@@ -118,25 +131,39 @@ def kept_numbers(config: DeepSeekConfig) -> int:
         attention = latents + h * (2 * d_qk + config.qk_nope_head_dim + 2 * d_v)
     else:
         attention = h * (d_qk + d_v) + config.num_key_value_heads * (d_qk + d_v)
+    if not moe:
+        return 4 * d + attention + 3 * config.intermediate_size
     width, shared = config.moe_intermediate_size, config.n_shared_experts * config.moe_intermediate_size
     routed = config.num_experts_per_tok * (2 * width) + 3 * shared + 3 * config.n_routed_experts
-    layers, modules = config.num_hidden_layers, config.num_nextn_predict_layers
-    dense = config.first_k_dense_replace
-    blocks = (layers + modules) * (4 * d + attention)
-    feed_forward = dense * 3 * config.intermediate_size + (layers - dense + modules) * routed
-    return blocks + feed_forward + 2 * d + modules * 6 * d
+    return 4 * d + attention + routed
 
 
-def memory_to_train(config: DeepSeekConfig, batch: int, length: int) -> dict[str, int]:
-    """Bytes by purpose, in float32: their sum is the peak, within a tenth.
+def memory_to_train(
+    config: DeepSeekConfig, batch: int, length: int, *, recompute: bool = False
+) -> dict[str, int]:
+    """Bytes by purpose, in float32: their sum is the peak, within 12 %.
 
     Weights, gradients, AdamW's two moments, what backward reads, and the logits that the head has at once.
+    recompute: where backward computes blocks again, one at a time, what that keeps can be more than the
+    logits, which are gone by then.
     """
+    tokens = batch * length
     weights = weight_bytes(config, "float32", mtp=True)
-    kept = 4 * batch * length * kept_numbers(config)
-    logits = 4 * min(batch * length, LOGITS) * config.vocab_size
-    fixed = {"weights": weights, "gradients": weights, "moments": 2 * weights}
-    return fixed | {"kept for backward": kept, "logits": logits}
+    kept = 4 * tokens * kept_numbers(config, recompute=recompute)
+    needs = {"weights": weights, "gradients": weights, "moments": 2 * weights, "kept for backward": kept}
+    logits = 4 * min(tokens, LOGITS) * config.vocab_size
+    again = 4 * tokens * largest_block(config) if recompute else 0
+    return needs | ({"one block, computed again": again} if again > logits else {"logits": logits})
+
+
+def largest_block(config: DeepSeekConfig) -> int:
+    """Numbers that one token keeps in the part that keeps most of those that are computed again."""
+    layers, dense = config.num_hidden_layers, config.first_k_dense_replace
+    kinds = {False: dense > 0, True: layers > dense}
+    found = [kept_in_block(config, moe=moe) for moe, there in kinds.items() if there]
+    if config.num_nextn_predict_layers:
+        found.append(kept_in_block(config, moe=True) + 6 * config.hidden_size)
+    return max(found)
 
 
 def memory_to_serve(config: DeepSeekConfig, batch: int, length: int, kind: str) -> dict[str, int]:

@@ -164,5 +164,6 @@ def judged_samples(
 
 
 def is_mixed(problem: Problem, text: str) -> bool:
-    """Whether a completion has a word of another notation than its prompt's."""
-    return bool({LANGUAGE_OF.get(word, problem.language) for word in text.split()} - {problem.language})
+    """Whether a completion has a word of another notation than its prompt's, or of two if that has none."""
+    found = {LANGUAGE_OF[word] for word in text.split() if word in LANGUAGE_OF}
+    return len(found | ({problem.language} if problem.language else set())) > 1

@@ -44,6 +44,7 @@ from tinygrad_ds.ops.moe import combine, dispatch, grouped_linear
 from tinygrad_ds.ops.norm import rmsnorm
 from tinygrad_ds.ops.policy import grpo_objective
 from tinygrad_ds.ops.quantize import dequantize, quantize
+from tinygrad_ds.ops.recipe import Fp8Recipe
 from tinygrad_ds.ops.reduction import cumsum, logsumexp, max, mean, min, sum, var
 from tinygrad_ds.ops.rope import rope
 from tinygrad_ds.ops.routing import router_selection
@@ -64,6 +65,7 @@ from tinygrad_ds.settings import no_grad, using
 from tinygrad_ds.tensor import Tensor
 
 __all__ = [
+    "Fp8Recipe",
     "Profile",
     "Tensor",
     "defer_weight_gradients",

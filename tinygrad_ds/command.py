@@ -41,6 +41,8 @@ def with_device(main: Callable[[], None]) -> Callable[[], None]:
     @wraps(main)
     def run() -> None:
         device = taken_from(sys.argv)
+        if {"-h", "--help"} & {*sys.argv}:
+            device = "cpu"  # help can be read without the GPU
         try:
             with chosen(device):
                 main()

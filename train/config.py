@@ -151,6 +151,8 @@ class Config:
     """Steps between two checkpoints."""
     keep: int = 2
     """Checkpoints to keep, the newest."""
+    recompute: bool = False
+    """Keep the inputs of every layer alone and compute the rest again in backward: less memory, more time."""
     prompt: str = "The try statement"
     """What the samples in the report begin with."""
     sizes: Sizes = Sizes()
@@ -168,6 +170,11 @@ class Config:
         for name in ("tokens", "time", "micro_batch", "evaluate_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)} but must be at least 1")
+        if self.recompute and self.parallel.expert_ranks > 1:
+            raise UserError(
+                f"recompute is on and expert_ranks {self.parallel.expert_ranks}, but tokens go to experts "
+                "of other ranks once alone: leave one of both away"
+            )
         if self.seconds is not None and self.seconds <= 0:
             raise UserError(f"seconds is {self.seconds} but must be above 0, or left away")
 

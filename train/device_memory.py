@@ -1,6 +1,6 @@
 """What fits on a GPU: a warning before a run starts, and a report where memory runs out all the same."""
 
-import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,22 +24,31 @@ def device_bytes() -> int | None:
     return free + module.get_default_memory_pool().free_bytes()
 
 
-def too_large(config: DeepSeekConfig, batch: int, length: int, available: int | None) -> str | None:
+def too_large(
+    config: DeepSeekConfig, batch: int, length: int, available: int | None, *, recompute: bool = False
+) -> str | None:
     """A sentence where training will not fit into `available` bytes: what to lower, and to what."""
-    if available is None:
+
+    def needed(rows: int, again: bool) -> int:
+        return sum(memory_to_train(config, rows, length, recompute=again).values())
+
+    if available is None or needed(batch, recompute) <= available:
         return None
-    needs = memory_to_train(config, batch, length)
-    if (total := sum(needs.values())) <= available:
-        return None
-    for_a_row = needs["kept for backward"] / batch
-    fixed = total - needs["kept for backward"]
-    fits = math.floor((available - fixed) / for_a_row) if available > fixed else 0
-    told = f"this run needs about {size(total)} but the GPU has {size(available)} to give: "
-    if fits >= 1:
-        return f"{told}lower micro_batch from {batch} to {fits}, which adds up to the same batch"
-    if available > fixed:
-        return f"{told}lower time, which is {length}: backward keeps {size(for_a_row)} of a sequence"
-    return f"{told}weights, gradients and moments take {size(fixed)}, so the network must be smaller"
+    told = f"this run needs about {size(needed(batch, recompute))} but the GPU has {size(available)} to give"
+    remedies = []
+    for again in sorted({recompute, True}):
+        flag = "add --recompute" if again > recompute else ""
+        if needed(1, again) <= available:
+            rows = bisect_right(range(batch + 1), available, key=lambda rows: needed(rows, again)) - 1
+            lower = f"lower micro_batch from {batch} to {rows}, which adds up to the same batch"
+            remedies.append(" and ".join(filter(None, [flag, lower if rows < batch else ""])))
+    if remedies:
+        return f"{told}: {'; or '.join(remedies)}"
+    fixed = sum(list(memory_to_train(config, 1, length).values())[:3])
+    if fixed < available:
+        kept = needed(1, True) - fixed
+        return f"{told}: lower time, which is {length}: with --recompute a sequence takes {size(kept)}"
+    return f"{told}: weights, gradients and moments take {size(fixed)}, so the network must be smaller"
 
 
 @contextmanager
@@ -55,6 +64,8 @@ def told_where_it_went(model: DeepSeekModel, optimizer: Any, batch: int) -> Iter
         remedy = (
             f"lower micro_batch, which is {batch}" if batch > 1 else "lower time, or take a smaller network"
         )
+        if not model.recompute:
+            remedy = f"add --recompute, or {remedy}"
         raise OutOfMemory(f"{error} The largest holders: {largest}. Remedy: {remedy}.") from None
 
 

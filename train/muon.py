@@ -1,7 +1,9 @@
 """Muon: the momentum of a matrix is made orthogonal before it is applied. AdamW serves all the rest."""
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -9,14 +11,15 @@ from threadpoolctl import ThreadpoolController
 from layers.module import Module
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import Array, device_of, namespace, owner, to_host
-from train.optimizer import AdamW, fill
+from train.optimizer import AdamW, at_once, fill
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+Group = tuple[Array, list[Tensor]]  # momentum (count, rows, columns) and the matrices, all of one shape
 # The embedding, the output heads and the router: matrices whose rows stand for tokens or experts.
 ELSEWHERE = ("embed_tokens.", "lm_head.", "shared_head.head.", "mlp.gate.")
 
 
-def orthogonalize(g: Array, steps: int = 5) -> Array:
+def orthogonalize(g: Array, steps: int = ITERATIONS) -> Array:
     """U V^T for g = U S V^T, nearly: all singular values come close to 1. g (..., m, n), each matrix alone.
 
     Newton-Schulz with an odd polynomial (Jordan et al. 2024): x <- a x + (b A + c A A) x with A = x x^T
@@ -104,34 +107,58 @@ class Muon:
         xp, kind = (namespace(self.leaves[0].data), self.leaves[0].dtype) if self.leaves else (np, np.float32)
         self.groups = [(names, xp.zeros((len(names), *shape), kind)) for shape, names in groups.items()]
         self.lr = lr
+        self.tables: Any = None  # of addresses, where matrices are on a GPU
 
     def step(self, control: Array | None = None) -> None:
         """Move every parameter, in place. A matrix without a gradient counts as one whose gradient is 0.
 
         control: on a GPU, the decision of kernels/cuda/optimizer.py, for gradients that are clipped already.
         """
-        taken = 1.0 if control is None else control[2].astype(self.leaves[0].dtype)
         parameters = dict(self.model.named_parameters())
-        ahead = [self._momentum_ahead(parameters, names, m, taken) for names, m in self.groups]
-        for (names, m), update in zip(self.groups, orthogonalize_all(ahead)):
-            rows, columns = m.shape[1:]
-            update *= taken * (self.lr * max(1.0, rows / columns) ** 0.5)
-            for name, change in zip(names, update):
-                p = parameters[name].data
-                namespace(p).subtract((1 - taken * (self.lr * self.weight_decay)) * p, change, out=p)
+        groups = [(m, [parameters[name] for name in names]) for names, m in self.groups]
+        if not self._at_once(groups, control):
+            self._in_turn(groups, 1.0 if control is None else control[2].astype(self.leaves[0].dtype))
         for leaf in self.leaves:
             leaf.written()
         self.rest.lr = self.lr * self.ratio
         self.rest.step(control)
 
-    def _momentum_ahead(
-        self, parameters: dict[str, Tensor], names: list[str], m: Array, taken: float | Array
-    ) -> Array:
+    def _at_once(self, groups: list[Group], control: Array | None) -> bool:
+        """Move all matrices by the kernels for a GPU; False where those do not cover them."""
+        rows = [(m, [(p.data, p.grad) for p in parameters]) for m, parameters in groups]
+        arrays = [m for m, _ in groups]
+        arrays += [array for _, pairs in rows for pair in pairs for array in pair if array is not None]
+        if (kernels := at_once(arrays)) is None:
+            return False
+        self.tables = self.tables or kernels.Tables()
+        importlib.import_module("tinygrad_ds.kernels.cuda.muon").step(
+            self.tables,
+            rows,
+            control,
+            lr=self.lr,
+            momentum=self.momentum,
+            keep=1 - self.lr * self.weight_decay,
+            coefficients=COEFFICIENTS,
+            iterations=ITERATIONS,
+        )
+        return True
+
+    def _in_turn(self, groups: list[Group], taken: float | Array) -> None:
+        """The same in array code; nothing changes where `taken` is 0."""
+        ahead = [self._momentum_ahead(m, parameters, taken) for m, parameters in groups]
+        for (m, parameters), update in zip(groups, orthogonalize_all(ahead)):
+            rows, columns = m.shape[1:]
+            update *= taken * (self.lr * max(1.0, rows / columns) ** 0.5)
+            for parameter, change in zip(parameters, update):
+                p = parameter.data
+                namespace(p).subtract((1 - taken * (self.lr * self.weight_decay)) * p, change, out=p)
+
+    def _momentum_ahead(self, m: Array, parameters: list[Tensor], taken: float | Array) -> Array:
         """Take the gradients of one group into m (count, rows, columns); g + momentum m for each."""
         m *= 1 - taken * (1 - self.momentum)
         ahead = self.momentum * m
-        for i, name in enumerate(names):
-            if (g := parameters[name].grad) is not None:
+        for i, parameter in enumerate(parameters):
+            if (g := parameter.grad) is not None:
                 m[i] += g
                 ahead[i] += (1 + self.momentum) * g
         return ahead

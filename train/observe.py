@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from layers import DeepSeekModel, generate
-from tinygrad_ds.ops.quantize import Infinities
 from train.batches import Tokens
 from train.evaluate import bits_per_byte
 from train.optimizer import squares
@@ -56,17 +55,6 @@ class GradientNorms:
             clipped = max(1.0, record["grad_norm"] / self.clip)
             norms = self.squares(self.model)
             record["grad_norms"] = {name: clipped * math.sqrt(total) for name, total in norms.items()}
-
-
-class Saturation:
-    """Each step: the infinities that became the largest number of FP8, `infinities` in the record."""
-
-    def __init__(self, infinities: Infinities) -> None:
-        self.infinities = infinities
-
-    def __call__(self, state: State, record: Record) -> None:
-        """Hand the count over, and begin again."""
-        record["infinities"], self.infinities.count = self.infinities.count, 0
 
 
 def squares_by_layer(model: DeepSeekModel) -> dict[str, float]:

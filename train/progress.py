@@ -91,7 +91,7 @@ def describe(record: Record, held_out: float | None, speed: float) -> tuple[str,
         most = max(max(load) * len(load) / max(sum(load), 1) for load in record["loads"].values())
         pace.append(f"busiest expert {most:.1f}x")
     if record.get("infinities"):
-        pace.append(f"{record['infinities']} infinities made finite by FP8")
+        pace.append(f"{record['infinities']:.0f} infinities made finite by FP8")
     if speed:
         left = (record["total"] - record["done"]) / speed
         pace += [f"{speed:,.0f} tokens/s", f"{minutes(left)} left"]

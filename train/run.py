@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,13 +24,13 @@ from train.errors import UserError
 from train.evaluate import bits_per_byte
 from train.metrics import Metrics, read_metrics
 from train.muon import Muon
-from train.observe import GradientNorms, HeldOut, Samples, Saturation, TimeLimit
+from train.observe import GradientNorms, HeldOut, Samples, TimeLimit
 from train.optimizer import AdamW
 from train.progress import Display
 from train.report import write_report
 from train.team import Hook, Team
 from train.tokenizer import Tokenizer
-from train.trainer import State, TrainingStopped, Work, figure, train
+from train.trainer import Loss, State, TrainingStopped, Work, figure, train
 
 QUICK_TOKENS = 16_000  # of the held-out text, for a look while the run goes on
 
@@ -54,6 +54,7 @@ def start(config: Config, display: Display, team: Team) -> None:
     model = DeepSeekModel(
         config.sizes.deepseek(data.tokenizer.vocab_size, config.time, data.tokenizer.end_id), seed=config.seed
     )
+    model.recompute = config.recompute
     state = State(total=config.tokens)
     state.phases["text and tokens"] = perf_counter() - began
     team.take(model, lambda model: make_optimizer(config, model))
@@ -102,7 +103,9 @@ def resume(folder: Path, saved: Config, config: Config, display: Display, team: 
             f"{began_with[:12]}): start a new run with it"
         )
     team.remembered = latest_loads(folder)
-    team.take(load_model(checkpoint), lambda model: make_optimizer(config, model))
+    model = load_model(checkpoint)
+    model.recompute = config.recompute
+    team.take(model, lambda model: make_optimizer(config, model))
     state = load_state(checkpoint, team.whole_optimizer)
     if config.tokens != saved.tokens:
         state.total = config.tokens
@@ -183,8 +186,7 @@ def go_on(
     display: Display,
 ) -> None:
     """Train to the end, judge, report."""
-    model = team.model
-    learning, schedule = config.learning, config.schedule
+    model, learning, schedule = team.model, config.learning, config.schedule
     peak = learning.lr if learning.optimizer == "adamw" else learning.matrix_lr
     batches = TrainingBatches(data.train, time=config.time, seed=config.seed)
     rows = {"batch": config.micro_batch, "time": config.time}
@@ -205,6 +207,11 @@ def go_on(
         return total, {name: figure(value) for name, value in named.items() if value is not None}
 
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+
+    def gradients(model: DeepSeekModel, work: Work, loss: Loss, state: State) -> dict[str, Any]:
+        """Those of the team; in FP8 the number of infinities that were made finite is one of the step's."""
+        numbers = team.gradients(model, work, loss, state)
+        return numbers | {"infinities": infinities.taken()} if config.precision == "fp8" else numbers
 
     @contextmanager
     def around() -> Iterator[None]:
@@ -227,11 +234,10 @@ def go_on(
         return hooks
 
     own: list[Hook] = [GradientNorms(model, clip=learning.clip, squares=team.squares)]
-    if config.precision == "fp8":
-        own.append(Saturation(infinities))
     if config.seconds is not None and config.seconds > state.seconds:
         own.insert(0, TimeLimit(config.seconds, before=state.seconds))
-    if told := too_large(model.config, config.micro_batch, config.time, device_bytes()):
+    wanted = config.micro_batch, config.time, device_bytes()
+    if told := too_large(model.config, *wanted, recompute=config.recompute):
         display.say(told)
     try:
         with display:
@@ -247,7 +253,7 @@ def go_on(
                 bias_speed=lambda state: (
                     learning.bias_speed * (state.done < learning.bias_until * state.total)
                 ),
-                gradients=team.gradients,
+                gradients=gradients,
                 around=around,
                 after=team.after(own, watch),
             )

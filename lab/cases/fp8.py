@@ -3,6 +3,7 @@
 from typing import Any
 
 from lab.cases.making import MAKERS, Case, Draw, case
+from tinygrad_ds import Fp8Recipe
 
 STANDARD_SIDE = 128
 
@@ -66,11 +67,12 @@ def fp8_experts_out(draw: Draw) -> Case:
 
 
 def recipe(draw: Draw) -> dict[str, Any]:
-    """The options that all products in FP8 have."""
-    return {
-        "gradient_format": draw.among("e4m3", "e5m2"),
-        "cache_format": draw.among(None, "e5m6"),
-        "side": draw.among(side_of(draw), None),
-        "power_of_two": draw.among(False, True),
-        "seed": draw.among(None, 3),
-    }
+    """The option that all products in FP8 have."""
+    chosen = Fp8Recipe(
+        gradient_format=draw.among("e4m3", "e5m2"),
+        cache_format=draw.among(None, "e5m6"),
+        side=draw.among(side_of(draw), None),
+        power_of_two=draw.among(False, True),
+        seed=draw.among(None, 3),
+    )
+    return {"recipe": chosen}

@@ -5,7 +5,7 @@ import numpy as np
 import tinygrad_ds as tg
 from lab.cases import Case, Draw
 from lab.exercises.making import LADDER, exercise, slip
-from tinygrad_ds import Tensor
+from tinygrad_ds import Fp8Recipe, Tensor
 
 
 def straight_through_cases(draw: Draw) -> Case:
@@ -45,10 +45,16 @@ def fp8_cases(draw: Draw) -> Case:
     return Case((draw.reals(rows, d), draw.reals(out, d)), {"side": 2})
 
 
+def product_of(x: Tensor, weight: Tensor, *, side: int) -> Tensor:
+    """The product with tiles of that side."""
+    return tg.fp8_linear(x, weight, recipe=Fp8Recipe(side=side))
+
+
 @exercise(
     "fp8_linear",
     after=("linear", "straight_through"),
     hint="Each product has its factors quantised with tiles along the axis that it sums over.",
+    function=product_of,
     maker=fp8_cases,
 )
 def fp8_linear(x, weight, *, side):

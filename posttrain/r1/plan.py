@@ -4,6 +4,8 @@ base --------- R1-Zero                                     reinforcement on the 
 base -- cold -- policy -- chains                           few clean chains; reinforcement; rejection
 base -- blend (chains and text) -- final                   fine-tuning anew; reinforcement with taste
 blend -- lessons --> students                              beside reinforcement of the same small base
+
+With the teacher of another road there are students only.
 """
 
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from posttrain.r1 import works
 from posttrain.r1.report import write_report
 from posttrain.r1.road import Stage, travel
+from posttrain.r1.seeds import over_seeds
 from posttrain.r1.settings import Road
 from posttrain.rewards import LANGUAGE
 from train.progress import Display
@@ -26,13 +29,18 @@ def go(road: Road, display: Display) -> None:
             behind = f" (from {', '.join(stage.needs)})" if stage.needs else ""
             display.say(f"{stage.name:<18}{stage.title}{behind}")
         return
+    if road.seeds:
+        for line in over_seeds(road, stages, display):
+            display.say(line)
+        return
     results = travel(road, found, display, after=write_report)
     display.say(f"look at {write_report(road.out, results)}")
 
 
 def stages(road: Road) -> list[Stage]:
     """All stages of a road, each behind what it needs."""
-    return [*to_the_model(road), *(stage for size in road.students for stage in of_a_student(road, size))]
+    first = to_the_model(road) if road.teacher is None else ()
+    return [*first, *(stage for size in road.students for stage in of_a_student(road, size))]
 
 
 def to_the_model(road: Road) -> Iterator[Stage]:
@@ -136,6 +144,7 @@ def to_the_model(road: Road) -> Iterator[Stage]:
 def of_a_student(road: Road, size: int) -> Iterator[Stage]:
     """A smaller base, and three ways to make it reason."""
     name = f"student-{size}"
+    lessons = ("lessons", "blend") if road.teacher is None else ()
     yield Stage(
         name,
         f"student {size}: its base",
@@ -156,7 +165,7 @@ def of_a_student(road: Road, size: int) -> Iterator[Stage]:
         f"{name}-sft",
         f"student {size}: the teacher's chains",
         "Fine-tuned on what the large network wrote.",
-        (name, "lessons"),
+        (name, *lessons[:1]),
         works.taught(name),
         seconds=0.08 * road.distil_steps,
     )
@@ -164,7 +173,7 @@ def of_a_student(road: Road, size: int) -> Iterator[Stage]:
         f"{name}-logits",
         f"student {size}: the teacher's logits",
         "The same chains, with the teacher's doubts.",
-        (name, "lessons", "blend"),
+        (name, *lessons),
         works.taught(name, logits=True),
         seconds=0.1 * road.distil_steps,
     )

@@ -57,7 +57,7 @@ def travel(
     after(out, results) is called behind each stage.
     """
     chosen = choose(stages, road.stages)
-    prepare(road)
+    prepare(road, [stage.name for stage in stages])
     world = make_world(road, display)
     results: Results = {}
     planned = spent = 0.0
@@ -100,18 +100,21 @@ def choose(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
     return [stage for stage in stages if stage.name in wanted]
 
 
-def prepare(road: Road) -> None:
-    """Make the road's folder and write its settings, or see that what stands there is of the same road."""
+def prepare(road: Road, names: Sequence[str] = ()) -> None:
+    """Make the road's folder and write its settings, or see that what stands there is of the same road.
+
+    In a new one, folders of these names may stand already: somebody put them in the place of stages.
+    """
     settings = road.out / SETTINGS
     if settings.exists():
         before = load_settings(Road(), settings)
         for name, value in vars(before).items():
-            if name not in ("out", "stages", "students") and value != getattr(road, name):
+            if name not in ("out", "stages", "students", "seeds") and value != getattr(road, name):
                 raise UserError(
                     f"{name} is {value} in {road.out} and cannot become {getattr(road, name)}: name another "
                     "folder by --out, or delete it"
                 )
-    elif road.out.exists() and any(road.out.iterdir()):
+    elif road.out.exists() and any(found.name not in names for found in road.out.iterdir()):
         raise UserError(f"{road.out} holds something else: name another folder by --out, or delete it")
     road.out.mkdir(parents=True, exist_ok=True)
     save_settings(road, settings)

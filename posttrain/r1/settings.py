@@ -27,6 +27,11 @@ class Road:
     """Notations of the ledger: latin, greek. With both, the base's chains mix them, and one more stage
     rewards keeping to one."""
     seed: int = 0
+    seeds: tuple[int, ...] = ()
+    """Go the road once with each of these, in folders of their own, and compare stages over them. The prompts
+    that are judged are drawn by the seed: take seeds that no setting was chosen with."""
+    teacher: Path | None = None
+    """Folder of a road that was gone: its model teaches with its lessons, and there are students only."""
     hidden_size: int = 64
     """Of the teacher."""
     students: tuple[int, ...] = (48, 40)
@@ -67,8 +72,19 @@ class Road:
             raise UserError(f"think_share is {self.think_share} but must be between 0 and 1")
         if not self.languages or not set(self.languages) <= set(LANGUAGES):
             raise UserError(f"languages are {self.languages} but can be {' and '.join(LANGUAGES)}")
+        if len(set(self.seeds)) < len(self.seeds) or len(self.seeds) == 1:
+            raise UserError(f"seeds are {self.seeds} but a comparison needs at least two that differ")
+        if self.teacher is not None and not self.students:
+            raise UserError(
+                f"there are no students for the teacher of {self.teacher}: name sizes by --students"
+            )
         if len(set(self.students)) < len(self.students) or any(size < 8 for size in self.students):
             raise UserError(f"students are {self.students} but must be different sizes from 8 up")
+
+    @property
+    def school(self) -> Path:
+        """The folder of the stages that students learn from."""
+        return self.teacher or self.out
 
     def network(self, hidden_size: int, vocab_size: int, end_id: int) -> DeepSeekConfig:
         """A DeepSeek of two layers, the second with experts. Raises UserError."""

@@ -8,7 +8,7 @@ from layers import DeepSeekModel
 from posttrain.distill import Distillation, likeliest
 from posttrain.grpo import Objective, Reinforcement
 from posttrain.learning import Learning
-from posttrain.models import Speaker, load
+from posttrain.models import Speaker, load, require_one_vocabulary
 from posttrain.progress import StageDisplay
 from posttrain.r1 import base, preference
 from posttrain.r1.road import OURS
@@ -206,14 +206,15 @@ def taught(student: str, logits: bool = False) -> Work:
         road = world.road
 
         def make(start: Start) -> FineTuning:
-            chains = load_chains(road.out / "lessons" / CHAINS)
+            chains = load_chains(road.school / "lessons" / CHAINS)
             examples = [example(world.tokenizer, chain.prompt, chain.completion) for chain in chains]
             given: dict[str, Any] = {"examples": examples, "time": TIME, "seed": road.seed}
             given |= {"text": world.batches(road.seed + 4), "text_rows": STUDENT_TEXT_ROWS}
             if not logits:
                 return FineTuning(**given)
-            teacher = load(road.out / "blend").model
-            return Distillation(**given).taught_by(likeliest(teacher, examples, LIKELIEST))
+            teacher = load(road.school / "blend")
+            require_one_vocabulary(teacher.tokenizer, world.tokenizer)
+            return Distillation(**given).taught_by(likeliest(teacher.model, examples, LIKELIEST))
 
         learn(world, folder, lambda: load(road.out / student), make, DISTIL, road.distil_steps)
         return {}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks import policy
 from benchmarks.__main__ import added
 from benchmarks.conductor import Contender, first_error, in_turn, spread
 from benchmarks.figures import draw
@@ -151,6 +152,34 @@ def test_tables_and_figure_name_who_is_missing(tmp_path, capsys):
     assert list(missing({"contenders": {"a": {"case": {"error": "e"}}, "b": {"case": {}}}})) == [("a", "e")]
     draw({"machine": {"cpu": "c", "cores": "2", "date": "d"}, "train": found}, tmp_path / "figure.svg")
     assert "<svg" in (tmp_path / "figure.svg").read_text()
+
+
+def test_reinforcement_is_a_contender_whose_steps_learn(monkeypatch):
+    monkeypatch.setattr(policy, "PROMPTS", 4)
+    monkeypatch.setattr(policy, "NEW", 4)
+    ours = policy.Policy({})
+    assert 280_000 < ours.build()["parameters"] < 290_000
+    before = ours.model.head_weight.data.copy()
+    answer = ours.grpo(steps=2)
+    assert len(answer["each"]) == 2 and min(answer["each"]) > 0 and 14 < answer["length"] <= 16
+    assert not np.array_equal(before, ours.model.head_weight.data) and ours.subject.sampled.signal.any()
+    rates = ours.decoding(batch=16)
+    assert set(rates) == {"bare", "rollout", "groups"} and min(rates.values()) > 0
+
+
+def test_the_table_of_reinforcement_says_who_is_missing(capsys):
+    row = {"seconds": {"median": 0.25, "min": 0.2, "max": 0.3}, "length": 15.5, "ours_is": 1.0}
+    rates = {
+        "bare": {"median": 200.0, "min": 1, "max": 300},
+        "rollout": {"median": 150.0, "min": 1, "max": 160},
+    }
+    found = {
+        "contenders": {"policy ours": row, "policy trl": {"error": "No module named 'trl'"}},
+        "decoding": rates,
+    }
+    show(Console(width=120), "reinforcement", found)
+    printed = capsys.readouterr().out
+    assert "0.250" in printed and "0.75" in printed and "policy trl: No module named 'trl'" in printed
 
 
 def test_a_later_run_adds_contenders_and_replaces_its_own():

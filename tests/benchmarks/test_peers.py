@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from benchmarks import policy
 from benchmarks.operations.cases import NAMES, inputs
 from benchmarks.operations.measure import LIBRARIES
 from benchmarks.operations.with_ours import prepare
@@ -125,3 +126,30 @@ def test_libraries_agree_on_operations(library, name):
         got = np.asarray(made.numpy() if hasattr(made, "numpy") else made)
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-6)
+
+
+def test_trl_reinforces_the_same_network_by_the_same_rules():
+    pytest.importorskip("trl", reason="TRL is not installed")
+    torch = importlib.import_module("torch")
+    peer, ours = importlib.import_module("benchmarks.peers.trl_peer").Trl({}), policy.Policy({})
+    assert peer.build() == ours.build()
+    problems = peer.problems[:3]
+    rows = [ours.tokenizer.encode(problem.prompt, special=True) for problem in problems]
+    ids = np.array([row[:8] for row in rows])
+    logits = peer.model(torch.tensor(ids)).logits.detach().numpy()
+    np.testing.assert_allclose(logits, ours.model(ids).data, rtol=1e-4, atol=1e-4)
+    assert [peer.tokenizer(problem.prompt)["input_ids"] for problem in problems] == rows
+    said = [
+        ours.tokenizer.encode(problem.chain, special=True) + [ours.tokenizer.end_id] for problem in problems
+    ]
+    assert peer.reward(said, [0, 1, 2]) == [pytest.approx(judge_of(problem)) for problem in problems]
+    before = peer.model.lm_head.weight.detach().clone()
+    answer = peer.grpo(steps=1)
+    assert len(answer["each"]) == 1 and 14 < answer["length"] <= 16
+    assert not torch.equal(before, peer.model.lm_head.weight)
+
+
+def judge_of(problem):
+    """Right, in shape, and the share of its words that are numbers or labels: all but four tags."""
+    words = problem.chain.split()
+    return 1.0 + 0.2 + (len(words) - 4) / len(words)

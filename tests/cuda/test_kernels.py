@@ -9,6 +9,7 @@ import tinygrad_ds as tg
 from tests.cuda.arrays import on_device, same_on_device
 from tests.tinygrad_ds.harness import STRATEGIES
 from tests.tinygrad_ds.test_registry import cast, cotangents_for, outputs_of, strided
+from tinygrad_ds import Fp8Recipe
 from tinygrad_ds.kernels.table import TWINS
 from tinygrad_ds.ops.experts import expert_order
 
@@ -125,10 +126,13 @@ LARGER = {
         ((numbers(450, 90), numbers(150, 3, seed=1), numbers(5, 70, 45, seed=2), *sent(150, 3, 5)), {})
     ],
     "fp8_linear": [
-        ((numbers(5, 30, 140), numbers(150, 140, seed=1)), {"seed": 3, "gradient_format": "e5m2"}),
+        (
+            (numbers(5, 30, 140), numbers(150, 140, seed=1)),
+            {"recipe": Fp8Recipe(seed=3, gradient_format="e5m2")},
+        ),
         (
             (numbers(150, 40), numbers(30, 40, seed=1), numbers(30, seed=2)),
-            {"cache_format": "e5m6", "power_of_two": True, "side": 16},
+            {"recipe": Fp8Recipe(cache_format="e5m6", power_of_two=True, side=16)},
         ),
     ],
     "quantize": [

@@ -12,8 +12,8 @@ import cupy
 import numpy as np
 import pytest
 
+from tests.cuda import test_muon, test_optimizer
 from tests.cuda.test_kernels import LARGER, TOLERANCE, compare
-from tests.cuda.test_optimizer import compare_with_the_host
 from tinygrad_ds.kernels.cuda import common
 
 STRICT = {"CUPY_ON_CPU", "CUPY_ON_CPU_SHUFFLE", "CUPY_ON_CPU_GUARD"}
@@ -124,7 +124,16 @@ MUTANTS = {
     "optimizer: a piece too long": Mutant(
         "optimizer.cu", "min(start + PIECE, leaf[4])", "start + PIECE", "optimizer"
     ),
+    "muon: before the warps' sums are read": Mutant("muon.cu", BARRIER, "", "muon"),
+    "muon: the norm of the first piece": Mutant("muon.cu", "i < count; i++) sum", "i < 1; i++) sum", "muon"),
+    "muon: turned as if square": Mutant("muon.cu", "i % n * k + i / n", "i % n * n + i / n", "muon"),
+    "muon: a step that is not finite is taken": Mutant(
+        "muon.cu", "return !control || control[2] != 0;", "return true;", "muon"
+    ),
 }
+
+
+OTHERS = {"optimizer": test_optimizer, "muon": test_muon}  # what is no primitive
 
 
 def with_ties():
@@ -135,8 +144,8 @@ def with_ties():
 def check(names):
     """Raise what the comparison raises."""
     for name in names.split():
-        if name == "optimizer":
-            compare_with_the_host()
+        if name in OTHERS:
+            OTHERS[name].compare_with_the_host()
             continue
         primitive = "router_selection" if name == "ties" else name
         for arrays, options in with_ties() if name == "ties" else LARGER[name]:

@@ -12,9 +12,10 @@ from tests.cuda.test_training import arrays_of, figures_of_loss
 from tests.posttrain.small import HASH, Letters, network, sequences, vocabulary
 from tests.train.test_trainer import next_work
 from tests.train.tiny import tiny_model
-from tinygrad_ds.device import device_of
+from tinygrad_ds.device import device_of, place
+from tinygrad_ds.ops.quantize import Infinities, count_infinities
 from train import AdamW
-from train.trainer import State, train
+from train.trainer import State, accumulate, train
 
 pytestmark = pytest.mark.cuda
 EXAMPLES = sequences([(3, 4), (1, 2), (6, 5), (2, 1)])
@@ -61,6 +62,53 @@ def test_rounded_products(products, kernels):
 
     step = iter(range(100))
     on_both(make, kernels, tolerance=1e-6, around=lambda: precision(products, seed=next(step) % 2))
+
+
+@pytest.mark.parametrize("kernels", ["reference", "fused"])
+def test_infinities_are_counted_on_the_device(kernels):
+    """As often as on the host, and to count them reads nothing."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in ((9, 140), (130, 140), (9, 130))]
+    arrays[0][2, 3], arrays[1][5, 6], arrays[2][7, 8] = np.inf, -np.inf, np.inf
+    counts = {}
+    for device in ("cpu", "cuda"):
+        met = Infinities(2)
+        with tg.using(device=device, kernels=kernels), count_infinities(met):
+            x, weight, g = (place(array) for array in arrays)
+            tg.fp8_linear(tg.Tensor(x, requires_grad=True), tg.Tensor(weight, requires_grad=True)).backward(g)
+            tg.quantize(x)
+        assert device_of(met.count) == device
+        counts[device] = int(met.taken())
+    assert counts["cpu"] == counts["cuda"] > 2 + 4 and met.count == 0
+
+
+def told_of_a_step(device):
+    """The record of a step with an infinite weight."""
+    met, records = Infinities(), []
+
+    def gradients(model, work, loss, state):
+        return accumulate(model, work, loss, state) | {"infinities": met.taken()}
+
+    with tg.using(device=device):
+        model = tiny_model("float32")
+        model.layers[0].self_attn.o_proj.weight.data[3, 2] = np.inf
+        train(
+            model,
+            AdamW(model, lr=0.0),
+            next_work(model, (2, 2)),
+            figures_of_loss,
+            State(total=32),
+            learning_rate=lambda state: 0.0,
+            gradients=gradients,
+            around=lambda: precision(Fp8(), infinities=met),
+            after=[lambda state, record: records.append(record)],
+        )
+    return records[0]
+
+
+def test_a_step_tells_its_infinities():
+    """Two micro-batches quantise the weight forward and backward."""
+    assert [told_of_a_step(device)["infinities"] for device in ("cpu", "cuda")] == [4.0, 4.0]
 
 
 def test_fine_tuning():

@@ -238,6 +238,18 @@ def test_memory_for_backward_is_what_the_tape_keeps(kind, q_lora_rank, dense):
     assert kept == pytest.approx(4 * 60 * kept_numbers(config), rel=0.15)
 
 
+@pytest.mark.parametrize("modules", [0, 2])
+def test_recomputing_keeps_inputs_alone(modules):
+    config = tiny(num_hidden_layers=3, num_nextn_predict_layers=modules, hidden_size=40, vocab_size=20)
+    model, ids = DeepSeekModel(config), np.zeros((3, 20), dtype=int)
+    model.recompute = True
+    kept = kept_bytes(model, model.loss(ids, ids, mtp_weight=0.3 if modules else 0.0))
+    numbers = kept_numbers(config, recompute=True)
+    heads = 4 * 20 * 40 * (1 + modules)  # on a CPU the head has its weight's gradient ready
+    assert numbers == (3 + 2 + 3 * modules) * 40
+    assert kept - heads == pytest.approx(4 * 60 * numbers, rel=0.05)
+
+
 def test_memory_adds_up():
     weights = 4 * count(V3, mtp=True)
     train = memory_to_train(V3, 1, 1)
@@ -247,6 +259,9 @@ def test_memory_adds_up():
         "cache": 8 * 1000 * 61 * 576 * 2,
     }
     assert memory_to_serve(V3, 1, 1, "float8")["cache"] == 61 * 576 * 2
+    again = memory_to_train(V3, 4, 4096, recompute=True)
+    assert list(again)[-1] == "one block, computed again" and list(train)[-1] == "logits"
+    assert again["kept for backward"] == 4 * 4 * 4096 * (61 + 2 + 3) * 7168
 
 
 def test_few_tokens_touch_few_experts():
@@ -308,8 +323,15 @@ def test_inspect_reads_the_headers_of_a_folder(capsys, monkeypatch):
     code, out, _ = run_inspect(
         capsys, monkeypatch, "inspect", str(GOLDEN / "v3_fp8"), "--batch", "2", "--length", "64"
     )
-    assert code == 0 and "Memory at batch 2, length 64" in out
+    assert code == 0 and "Memory at batch 2, length 64" in out and "again" not in out
     assert "float8_e4m3fn" in out and "to serve, float8" in out
+
+
+def test_inspect_tells_what_recomputing_takes(capsys, monkeypatch):
+    arguments = "inspect", str(CONFIGS / "deepseek_v3.json"), "--recompute"
+    code, out, _ = run_inspect(capsys, monkeypatch, *arguments)
+    assert code == 0 and "to train, float32 and AdamW, blocks computed again" in out
+    assert "one block, computed again" in out
 
 
 @pytest.mark.parametrize(

@@ -180,11 +180,11 @@ def test_stochastic_rounding_repeats_with_its_seed_and_differs_with_another():
 
 def test_every_call_of_a_step_draws_numbers_of_its_own():
     with precision(Fp8(stochastic=True), seed=3):
-        seeds = [products().options()["seed"] for _ in range(5)]
+        seeds = [products().recipe().seed for _ in range(5)]
     with precision(Fp8(stochastic=True), seed=4):
-        seeds += [products().options()["seed"] for _ in range(5)]
+        seeds += [products().recipe().seed for _ in range(5)]
     assert len(set(seeds)) == 10
-    assert Fp8().options()["seed"] is None
+    assert Fp8().recipe().seed is None
 
 
 @pytest.mark.parametrize("chosen", [Bfloat16(), Fp8(), Fp8(stochastic=True)])

@@ -13,7 +13,11 @@ ROOT = Path(__file__).parents[2]
 OPS = "tinygrad_ds/ops"
 KERNELS = "tinygrad_ds/kernels/cpu"
 # Derivatives that a forward computes on its way.
-ON_THE_WAY = {"head.py": ("_by_chunks", "_cross_entropy_in_place")}
+ON_THE_WAY = {
+    f"{OPS}/divergence.py": ("jensen_shannon",),
+    f"{OPS}/policy.py": ("grpo_objective",),
+    f"{KERNELS}/head.py": ("_by_chunks", "_cross_entropy_in_place"),
+}
 
 
 class Target(NamedTuple):
@@ -91,10 +95,10 @@ def in_file(file: str, names: set[str] | None) -> Iterator[Target]:
         if names is None or primitive in names:
             for name in reached(root, known):
                 covers.setdefault(name, []).append(primitive)
-    for name in ON_THE_WAY.get(Path(file).name, ()):
-        if names:
-            covers.setdefault(name, []).extend(names)
     forwards = {primitive_of(root) for root in roots}
+    for name in ON_THE_WAY.get(file, ()):
+        covers.setdefault(name, []).extend(names or forwards)
+        forwards.discard(name)
     for name in known:
         if name in covers and name not in forwards and not name.startswith("check_"):
             yield Target(file, name, tuple(dict.fromkeys(covers[name])))

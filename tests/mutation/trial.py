@@ -20,6 +20,7 @@ from tests.mutation.cases import Hung, Killed, Known, covers, drawn, expected, t
 from tests.mutation.targets import KERNELS, ROOT, Mutant, mutants
 from tests.tinygrad_ds.harness import STRATEGIES, Case
 from tests.tinygrad_ds.test_twins_at_size import sized
+from tinygrad_ds.primitive import Primitive
 
 REGISTRY = "tests/tinygrad_ds/test_registry.py"
 AT_SIZE, TAKES_NONE = (
@@ -32,6 +33,7 @@ WALK = (
     "layout_and_write_protection_do_not_matter",
     "gradients_have_the_dtype_of_their_own_arrays",
 )
+ELSEWHERE = {"divergence": "tests/posttrain/test_losses.py", "policy": "tests/posttrain/test_losses.py"}
 KERNEL_TESTS = {
     "attention": "test_attention_kernels.py",
     "experts": "test_moe_kernels.py",
@@ -93,6 +95,7 @@ class Laboratory:
         """The mutant's code in the place of the function's own."""
         module = importlib.import_module(mutant.target.file.removesuffix(".py").replace("/", "."))
         function = getattr(module, mutant.target.function)
+        function = function.forward if isinstance(function, Primitive) else function
         kernel = None
         if not hasattr(function, "__code__"):
             kernel, function = function, function.function
@@ -143,7 +146,8 @@ class Laboratory:
             skip = "threads or compil or arithmetic or one_unit or import"  # not for plain Python
         else:
             nodes = [f"{REGISTRY}::test_{test}[{name}]" for name in names for test in WALK]
-            nodes += files_about(names)
+            stem = Path(mutant.target.file).stem
+            nodes += [ELSEWHERE[stem]] if stem in ELSEWHERE else files_about(names)
             skip = "kernel or twin"
         return ["-k", f"not ({skip})", *nodes]
 

@@ -1,6 +1,8 @@
 """The losses of post-training against torch's own differentiation, and TRL's where that is installed."""
 
 import importlib
+from collections import defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,6 +94,61 @@ def test_divergence_and_its_gradient(seed, beta, temperature):
     expected.backward()
     assert float(loss) == pytest.approx(expected.item(), rel=1e-10, abs=1e-12)
     np.testing.assert_allclose(ours.grad, theirs.grad.numpy(), rtol=1e-8, atol=1e-12)
+
+
+def trl_grpo(logp, old, advantages, mask, ref, beta, aggregate, ratio, max_length, weighted):
+    """TRL's own loss, read from its trainer's method; in place of a network stand our log-probabilities."""
+    trainer = pytest.importorskip("trl", reason="TRL is not installed").GRPOTrainer
+    alone = SimpleNamespace(
+        num_processes=1,
+        reduce=lambda x, reduction="sum": x,
+        gather=lambda x: x,
+        gather_for_metrics=lambda x: x,
+    )
+    told: dict = {"train": defaultdict(list), "eval": defaultdict(list)}
+    stand_in = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *given, **named: (logp, torch.zeros_like(logp), None),
+        aux_loss_enabled=False,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        importance_sampling_level=ratio,
+        beta=beta,
+        args=SimpleNamespace(use_bias_correction_kl=weighted, delta=None),
+        epsilon_low=0.2,
+        epsilon_high=0.28,
+        loss_type=aggregate,
+        use_vllm=False,
+        model=SimpleNamespace(training=True),
+        current_gradient_accumulation_steps=1,
+        max_completion_length=max_length,
+        _entropy_bonus_enabled=False,
+        accelerator=alone,
+        _metrics=told,
+    )
+    ids = torch.zeros(logp.shape, dtype=torch.long)
+    given = {"prompt_ids": ids[:, :1], "prompt_mask": ids[:, :1] + 1, "completion_ids": ids}
+    given |= {"completion_mask": mask.long(), "advantages": advantages}
+    given |= {"old_per_token_logps": old, "ref_per_token_logps": ref}
+    return trainer._compute_loss(stand_in, None, given)
+
+
+@pytest.mark.parametrize("aggregate", ["grpo", "bnpo", "dr_grpo"])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize(("beta", "weighted"), [(0.0, False), (0.1, False), (0.1, True)])
+def test_grpo_and_its_gradient_are_those_of_trl(aggregate, ratio, beta, weighted):
+    for seed in range(5):
+        arrays = rewarded(seed)
+        arrays[3][:, 0] = True  # TRL divides by the tokens of a sequence in its metrics
+        ours = tg.Tensor(arrays[0], requires_grad=True)
+        named = {"beta": beta, "aggregate": aggregate, "ratio": ratio, "max_length": 9}
+        loss = grpo_loss(ours, *arrays[1:], weighted_k3=weighted, **named)
+        loss.backward()
+        theirs = torch.tensor(arrays[0], requires_grad=True)
+        others = [torch.tensor(array) for array in arrays[1:]]
+        expected = trl_grpo(theirs, *others, weighted=weighted, **named)
+        expected.backward()
+        assert float(loss) == pytest.approx(expected.item(), rel=1e-10, abs=1e-12)
+        np.testing.assert_allclose(ours.grad, theirs.grad.numpy(), rtol=1e-9, atol=1e-12)
 
 
 def trl_divergence():

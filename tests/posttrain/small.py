@@ -1,10 +1,12 @@
 """A vocabulary with the tasks' words, a network that speaks it, and problems that are quickly answered."""
 
+import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-from layers import DeepSeekConfig, DeepSeekModel
+from layers import DeepSeekConfig, DeepSeekModel, save_pretrained
 from posttrain.completion import Completion
 from posttrain.notation import with_words
 from posttrain.packing import Example
@@ -74,3 +76,15 @@ def sequences(lengths: list[tuple[int, int]], seed: int = 0, vocab: int = 400) -
 def same_samples(a: Sample, b: Sample) -> bool:
     """Whether two completions are the same, numbers and all."""
     return np.array_equal(a.tokens, b.tokens) and np.allclose(a.logp, b.logp, rtol=1e-9, atol=1e-9)
+
+
+def make_home(folder: Path) -> Path:
+    """Into a folder: a published checkpoint, chains and a task."""
+    save_pretrained(network(dtype="float32"), folder / "model")
+    vocabulary().save(folder / "model" / "tokenizer.json")
+    letters = [f"{a} {b}" for a in "abcdefgh" for b in "ijklmnop"]
+    lines = [{"prompt": f" {pair} =", "completion": " <answer> 1 </answer>"} for pair in letters]
+    (folder / "chains.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"prompt": f" {pair} =", "answer": 1, "level": i % 3} for i, pair in enumerate(letters)]
+    (folder / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder

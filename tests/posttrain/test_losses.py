@@ -208,6 +208,15 @@ def test_distillation_is_nothing_where_both_agree_and_moves_no_row_as_a_whole(be
     assert x.grad[0, 0].any() and not x.grad[0, 1].any()
 
 
+@pytest.mark.parametrize("beta", [0.3, 1.0])
+def test_a_teacher_in_few_bits_leaves_the_student_all_of_its_own(beta):
+    """Rows of the gradient still sum to 0 as closely as float64 can, which rounded ones would not."""
+    x = tg.Tensor(STUDENT, requires_grad=True)
+    kd_loss(x, TEACHER.astype(np.float16), LABELS, beta=beta).backward()
+    assert x.grad.dtype == np.float64 and x.grad.any()
+    np.testing.assert_allclose(x.grad.sum(axis=-1), 0, atol=1e-15)
+
+
 def test_forward_distillation_is_cross_entropy_with_the_teachers_word_for_it():
     """A teacher that is certain: KL is -ln q of its token, a sum over the vocabulary and no mean."""
     certain = np.full((1, 3, 3), -1e4)

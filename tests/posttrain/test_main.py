@@ -7,28 +7,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from layers import save_pretrained
 from posttrain.__main__ import command, main
 from posttrain.chat import Dimmer, chat, spoken
 from posttrain.config import Chat, Grpo, load_settings, save_settings
 from posttrain.models import load
 from posttrain.sources import FromFile, TaskSettings, check_task
-from tests.posttrain.small import network, vocabulary
+from tests.posttrain.small import make_home, vocabulary
 from train.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A published checkpoint, chains and a task."""
-    folder = tmp_path_factory.mktemp("posttrain")
-    save_pretrained(network(dtype="float32"), folder / "model")
-    vocabulary().save(folder / "model" / "tokenizer.json")
-    letters = [f"{a} {b}" for a in "abcdefgh" for b in "ijklmnop"]
-    lines = [{"prompt": f" {pair} =", "completion": " <answer> 1 </answer>"} for pair in letters]
-    (folder / "chains.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    lines = [{"prompt": f" {pair} =", "answer": 1, "level": i % 3} for i, pair in enumerate(letters)]
-    (folder / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    return make_home(tmp_path_factory.mktemp("posttrain"))
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from layers import DeepSeekModel
 from posttrain.__main__ import command
 from posttrain.ledger import Ledger
 from posttrain.models import load
-from posttrain.r1 import Road, base, preference, stages, travel, works
+from posttrain.r1 import Road, base, go, preference, stages, travel, works
 from posttrain.r1.report import write_report
 from posttrain.r1.road import DONE, choose, prepare
+from posttrain.r1.seeds import over
 from posttrain.rejection import Chain, Harvest
 from posttrain.stage import run_stage
 from posttrain.tasks import draw_many
@@ -142,7 +143,6 @@ def test_what_is_done_is_not_done_again(whole):
 
 def test_ones_own_checkpoint_takes_the_place_of_a_stage(whole, text, tmp_path, capsys):
     asked = tiny(tmp_path / "own", text, stages=("zero",))
-    prepare(asked)
     newest = Checkpoints(whole[0].out / "cold" / "checkpoints").latest()
     shutil.copytree(newest, asked.out / "base")
     shutil.copy(whole[0].out / "cold" / "tokenizer.json", asked.out / "base")
@@ -170,6 +170,42 @@ def test_stages_are_chosen_with_what_they_need(tmp_path, text):
         choose(found, ("cold", "hot"))
 
 
+def test_students_of_several_seeds_share_a_teacher_and_are_compared(whole, text, tmp_path, capsys):
+    out = tmp_path / "students"
+    asked = tiny(out, text, teacher=whole[0].out, seeds=(5, 6), students=(8,))
+    assert [s.name for s in stages(asked)] == [f"student-8{way}" for way in ("", "-rl", "-sft", "-logits")]
+    go(asked, Display())
+    told = capsys.readouterr().out
+    found = json.loads((out / "seeds.json").read_text())
+    each = [json.loads((out / f"seed-{seed}" / "student-8-sft" / DONE).read_text()) for seed in (5, 6)]
+    bits = [one["evaluation"]["bits_per_byte"] for one in each]
+    mean = found["stages"]["student-8-sft"]["bits_per_byte"]
+    assert mean["each"] == bits and mean["value"] == pytest.approx(np.mean(bits))
+    assert mean["of_seeds"] == pytest.approx(np.std(bits, ddof=1) / 2**0.5)
+    names = ("student-8", "student-8-rl", "student-8-sft", "student-8-logits")
+    expected = {"rl": "", "sft": "-rl", "logits": "-rl"}
+    assert set(found["stages"]) == set(names)
+    assert {f"student-8-{a} against student-8{b}" for a, b in expected.items()} < set(found["against"])
+    assert not equal(out / "seed-5" / "student-8", out / "seed-6" / "student-8")
+    assert (out / "seeds.md").read_text() in told
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/done.json")}
+    go(asked, Display())
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/*/done.json")} == before
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(whole, text, tmp_path):
+    asked = tiny(tmp_path / "s", text, teacher=whole[0].out, vocab_size=270, stages=("student-8-logits",))
+    with pytest.raises(UserError, match="different vocabularies"):
+        went(asked)
+
+
+def test_means_over_seeds_by_hand():
+    """Two values 1 and 3 with errors 3 and 4: mean 2, of seeds sqrt(2) / sqrt(2), of prompts 5 / 2."""
+    found = over([1.0, 3.0], [3.0, 4.0])
+    assert found.pop("each") == [1.0, 3.0]
+    assert found == pytest.approx({"value": 2.0, "of_seeds": 1.0, "of_prompts": 2.5})
+
+
 def test_two_notations_add_a_stage(tmp_path, text):
     names = [s.name for s in stages(tiny(tmp_path, text, languages=("latin", "greek")))]
     assert names[:3] == ["base", "zero", "zero-language"]
@@ -195,11 +231,18 @@ def test_a_folder_keeps_to_its_settings(tmp_path):
         ("students", (48, 48), "different sizes"),
         ("students", (4,), "from 8 up"),
         ("zero_steps", 0, "zero_steps is 0"),
+        ("seeds", (3,), "at least two"),
+        ("seeds", (3, 3), "at least two"),
     ],
 )
 def test_settings_that_cannot_be(setting, value, words):
     with pytest.raises(UserError, match=words):
         Road(**{setting: value})
+
+
+def test_a_teacher_needs_students(tmp_path):
+    with pytest.raises(UserError, match="no students"):
+        Road(teacher=tmp_path, students=())
 
 
 def test_stages_can_be_listed(capsys, tmp_path, monkeypatch):

@@ -153,6 +153,8 @@ def test_nothing_kept_is_told(knowing):
 def test_mixed_notation_is_any_word_of_another():
     assert not is_mixed(QUESTION, RIGHT) and is_mixed(QUESTION, RIGHT.replace("b", "β"))
     assert not is_mixed(QUESTION, " and other words")
+    of_a_file = Question(" what =", "1", 0, "")  # in no notation
+    assert not is_mixed(of_a_file, " a 1") and is_mixed(of_a_file, " a β")
 
 
 def test_an_error_needs_more_than_one_prompt():

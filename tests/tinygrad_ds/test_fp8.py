@@ -26,7 +26,7 @@ def q(x, tile, **options):
 def run(x, weight, g, *rest, **options):
     """y, dL/dx and dL/dW."""
     x, weight = tg.Tensor(x, requires_grad=True), tg.Tensor(weight, requires_grad=True)
-    y = tg.fp8_linear(x, weight, *rest, **options)
+    y = tg.fp8_linear(x, weight, *rest, recipe=tg.Fp8Recipe(**options))
     y.backward(g)
     return y.data, x.grad, weight.grad
 
@@ -91,7 +91,7 @@ def test_x_is_kept_as_codes_in_a_quarter_of_the_memory():
     values, scales, _ = tg.quantize(x)
     assert np.array_equal(saved.x.codes, encode(values.data, "e4m3"))
     assert np.array_equal(saved.x.scales, scales.data)
-    fine = pair.forward(x, weight, cache_format="e5m6")[1]
+    fine = pair.forward(x, weight, recipe=tg.Fp8Recipe(cache_format="e5m6"))[1]
     assert error(from_cache(fine.x, fine.recipe, np.float32), x) < 0.004
 
 
@@ -127,7 +127,7 @@ def test_nan_and_infinity_reach_their_row_alone():
 
 
 def test_options_that_are_none():
-    x, weight = normal(4, 8), normal(3, 8)
+    weight = normal(3, 8)
     for options, message in (
         ({"format": "int8"}, "format is 'int8'"),
         ({"cache_format": "bf16"}, "format is 'bf16'"),
@@ -135,7 +135,7 @@ def test_options_that_are_none():
         ({"accumulation": "tensor_core", "promote_every": 40}, "promote_every is 40"),
     ):
         with pytest.raises(ValueError, match=message):
-            tg.fp8_linear(x, weight, **options)
+            tg.Fp8Recipe(**options)
     with pytest.raises(ValueError, match="the weight"):
         tg.fp8_linear(normal(4, 7), weight)
 

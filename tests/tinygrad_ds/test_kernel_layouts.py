@@ -85,6 +85,19 @@ def test_halves_of_a_merged_product(shape):
     assert np.array_equal(tg.swiglu(gate, up).data, apart.data)
 
 
+def test_gradients_of_halves_are_halves_of_one_array():
+    """And of arrays that stand alone they stand alone, as they do where one of both is a half."""
+    twin, whole = tg.swiglu.fused["cpu"], leaf(7, 12).data
+    half, other, alone = whole[:, :6], whole[:, 6:], leaf(7, 6).data
+    for gate, up in ((half, other), (alone, other), (half, alone), (alone, alone)):
+        grads = twin.backward(twin.forward(gate, up)[1], alone)
+        of_one = grads[0].base is not None and grads[0].base is grads[1].base
+        assert of_one == (gate is half and up is other)
+        reference = tg.swiglu.backward(tg.swiglu.forward(gate, up)[1], alone)
+        for a, b in zip(grads, reference):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_the_gradient_of_split_is_not_copied_where_it_lies_ready():
     split = tg.primitives["split"].fused["cpu"]
     _, saved = split.forward(np.zeros((6, 8), np.float32), sections=[2, 3], axis=-1)
@@ -102,6 +115,9 @@ def test_the_gradient_of_split_is_not_copied_where_it_lies_ready():
         assert np.array_equal(grad, np.concatenate(other, axis=-1))
     (grad,) = split.backward(saved, (parts[0], None, parts[2]))
     assert not grad[:, 2].any() and np.array_equal(grad[:, 3:], parts[2])
+    _, saved = split.forward(np.zeros((6, 6), np.float32), sections=1, axis=-1)
+    square = np.ascontiguousarray(whole[:, :6])
+    assert np.array_equal(split.backward(saved, (square.T,))[0], square.T)  # begins in the same place
 
 
 def test_a_leaf_never_owns_the_gradient_that_the_caller_gave():
@@ -125,6 +141,25 @@ def test_joining_transposed_and_repeated_arrays_of_many_entries():
     assert fused[0].size >= 1 << 16
     for a, b in zip(fused, reference):
         assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("shape", "served"),
+    [((64,), False), ((8, 8), True), ((7, 8), False), ((2, 7, 5, 6), True), ((1, 2, 7, 5, 6), False)],
+)
+def test_joining_serves_two_to_four_axes_from_so_many_entries_on(monkeypatch, shape, served):
+    """The last two leading axes are exchanged, and neither size is a multiple of the other."""
+    monkeypatch.setattr("tinygrad_ds.kernels.cpu.shape.PARALLEL_FROM", 128)
+    a, b = (leaf(*shape, seed=seed).data for seed in range(2))
+    if len(shape) > 2:
+        a, b = a.swapaxes(-3, -2), b.swapaxes(-3, -2)
+    answer = tg.concatenate.fused["cpu"].forward(a, b, axis=-1)
+    assert (answer is not NotImplemented) == served
+    joined = np.concatenate([a, b], axis=-1)
+    assert not served or np.array_equal(answer[0], joined)
+    split = tg.split.fused["cpu"]
+    (grad,) = split.backward(split.forward(joined, sections=2, axis=-1)[1], (a, b))
+    assert np.array_equal(grad, joined)
 
 
 def test_splitting_many_entries():

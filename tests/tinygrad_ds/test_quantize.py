@@ -195,8 +195,21 @@ def test_through_both_the_gradient_is_unchanged():
         assert np.allclose(x.grad, g, rtol=0 if power_of_two else 3e-7, atol=0)
 
 
+def test_values_alone_send_a_gradient_back_and_scales_alone_none():
+    x, g = tg.Tensor(normal(3, 200), requires_grad=True), normal(3, 200, seed=1)
+    values, scales, _ = tg.quantize(x)
+    values.backward(g)
+    assert np.allclose(x.grad, g / expand(scales.data, x.shape, (1, 128)), rtol=1e-6, atol=0)
+    x.grad = None
+    tg.quantize(x).scales.backward(np.ones(scales.shape, np.float32))
+    assert x.grad is None or not x.grad.any()
+
+
 def test_narrow_arrays_are_quantised_in_float32():
     x = normal(4, 256).astype(ml_dtypes.bfloat16)
+    result, saved = tg.quantize.forward(x)
+    (grad,) = tg.quantize.backward(saved, (result.values, None, None))
+    assert grad.dtype == x.dtype and grad.shape == x.shape
     values, scales = quantised(x)
     wide, of_wide = quantised(x.astype(np.float32))
     assert values.dtype == x.dtype and scales.dtype == np.float32
@@ -205,8 +218,9 @@ def test_narrow_arrays_are_quantised_in_float32():
 
 def test_what_cannot_be_quantised_so():
     x = normal(4, 256)
-    with pytest.raises(ValueError, match="tile is 0 x 3"):
-        tg.quantize(x, tile=(0, 3))
+    for tile in ((0, 3), (3, 0)):
+        with pytest.raises(ValueError, match=f"tile is {tile[0]} x {tile[1]}, but it has at least one row"):
+            tg.quantize(x, tile=tile)
     with pytest.raises(ValueError, match="format is 'fp8'"):
         tg.quantize(x, format="fp8")
     with pytest.raises(ValueError, match=r"scales has shape \(4, 1\), but a matrix \(4, 256\) has \(4, 2\)"):

@@ -105,6 +105,15 @@ def test_run_repeats_to_the_bit(finished, text, tmp_path, monkeypatch):
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_recomputing_trains_the_same_to_the_bit(finished, tmp_path, monkeypatch):
+    again, arguments = tmp_path / "again", ("--config", finished / "config.toml", "--recompute")
+    assert call(*arguments, "--out", again, monkeypatch=monkeypatch) == 0
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (Checkpoints(run / "checkpoints").latest() / name for run in (finished, again))
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert "recompute = true" in (again / "config.toml").read_text()
+
+
 def test_killed_run_goes_on_to_the_same_end(finished, tmp_path, monkeypatch, capsys):
     """What a kill after step 3 leaves: the checkpoint of step 2, and metrics of a step that is done again."""
     run = tmp_path / "run"
@@ -142,6 +151,7 @@ BAD_INPUT = {
     "no room for bytes": ("--text {text} --vocab-size 100", "vocab_size is 100"),
     "impossible schedule": ("--batch 0", "batch is 0"),
     "impossible number": ("--tokens 0", "tokens is 0 but must be at least 1"),
+    "recomputed messages": ("--recompute --expert-ranks 2", "recompute is on and expert_ranks 2"),
     "impossible threads": ("--threads 0", "threads is 0 but at least 1"),
     "no folder for the run": ("--text {text} --out {files}/short.txt/run", "cannot be made: Not a directory"),
     "unknown setting": ("--config {files}/wrong.toml", "'tokns'"),

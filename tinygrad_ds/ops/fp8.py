@@ -17,71 +17,12 @@ from typing import NamedTuple
 
 from tinygrad_ds.device import Array
 from tinygrad_ds.dtypes import result_type
-from tinygrad_ds.formats import decode, encode, find_format
-from tinygrad_ds.ops.accumulation import check_accumulation, multiply
+from tinygrad_ds.formats import decode, encode
 from tinygrad_ds.ops.broadcast import Form, fit, form
 from tinygrad_ds.ops.matmul import check_inputs
-from tinygrad_ds.ops.quantize import SIDE, Tile, as_matrix, dequantize, quantize
+from tinygrad_ds.ops.quantize import Tile, as_matrix, dequantize, quantize
+from tinygrad_ds.ops.recipe import DEEPSEEK_V3, G_AGAIN, WEIGHT, X_AGAIN, Fp8Recipe, G, X
 from tinygrad_ds.primitive import primitive
-
-# Which random numbers a rounding takes: each its own, but W the same ones in forward and backward.
-X, WEIGHT, G, X_AGAIN, G_AGAIN, CACHE = range(6)
-
-
-class Recipe(NamedTuple):
-    """The options of an FP8 product; see `fp8_linear`."""
-
-    format: str
-    gradient_format: str
-    cache_format: str
-    side: int | None
-    power_of_two: bool
-    seed: int | None
-    accumulation: str
-    promote_every: int | None
-
-    @property
-    def across(self) -> Tile:
-        """The tiles of a factor whose rows are summed over: 1 x side."""
-        return None if self.side is None else (1, self.side)
-
-    @property
-    def down(self) -> Tile:
-        """The tiles of a factor whose columns are summed over: side x 1."""
-        return None if self.side is None else (self.side, 1)
-
-    @property
-    def block(self) -> Tile:
-        """The tiles of a weight."""
-        return None if self.side is None else (self.side, self.side)
-
-    def rounding(self, which: int, expert: int = 0) -> int | None:
-        """The seed of one rounding among those of a call."""
-        return None if self.seed is None else self.seed * 8 + which + expert * 0x9E3779B1
-
-    def multiply(self, a: Array, b: Array) -> Array:
-        """a b with the sums of this recipe."""
-        return multiply(a, b, self.accumulation, self.promote_every)
-
-
-def make_recipe(
-    format: str,
-    gradient_format: str,
-    cache_format: str | None,
-    side: int | None,
-    power_of_two: bool,
-    seed: int | None,
-    accumulation: str,
-    promote_every: int | None,
-) -> Recipe:
-    """The options of a call, checked. Raises ValueError for those that are none."""
-    cache_format = cache_format or format
-    for name in (format, gradient_format, cache_format):
-        find_format(name)
-    check_accumulation(accumulation, promote_every)
-    return Recipe(
-        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
-    )
 
 
 class Cached(NamedTuple):
@@ -98,42 +39,20 @@ class Fp8LinearSaved(NamedTuple):
     weight: Array  # (out, in)
     bias: Form | None
     form: Form  # of x
-    recipe: Recipe
+    recipe: Fp8Recipe
 
 
 @primitive(weights=(1, 2))
-def fp8_linear(
-    x,
-    weight,
-    bias=None,
-    *,
-    format="e4m3",
-    gradient_format="e4m3",
-    cache_format=None,
-    side=SIDE,
-    power_of_two=False,
-    seed=None,
-    accumulation="float32",
-    promote_every=SIDE,
-):
+def fp8_linear(x, weight, bias=None, *, recipe=DEEPSEEK_V3):
     """y = Q(x) Q(W)^T + b, Q being what quantising leaves of a factor.
 
     x (..., in), weight (out, in), bias (out,) or none -> y (..., out).
-    format: that of x and W; gradient_format: that of the gradient that arrives; cache_format: that in which x
-    is kept for the weight gradient, None for the same as `format` ("e5m6" with power_of_two is DeepSeek's
-    choice for the Linear behind attention). side: of the tiles; None: one scale for each whole factor.
-    power_of_two, seed: see `quantize`; each rounding draws its own bits from the seed, W the same ones in
-    forward and backward. accumulation, promote_every: see `ops/accumulation.py`.
-    Raises ValueError where `in` differs and for options that are none; FloatingPointError for a tile that is
-    all NaN.
+    Raises ValueError where `in` differs; FloatingPointError for a tile that is all NaN.
     """
     check_inputs(x, weight)
-    recipe = make_recipe(
-        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
-    )
     rows = as_matrix(x)
     y = recipe.multiply(
-        quantised(rows, format, recipe.across, recipe, recipe.rounding(X)),
+        quantised(rows, recipe.format, recipe.across, recipe, recipe.rounding(X)),
         quantised_weight(weight, recipe).T,
     ).reshape(*x.shape[:-1], weight.shape[0])
     if bias is not None:
@@ -196,27 +115,30 @@ def fp8_linear_surrogate(saved, g):
     return terms
 
 
-def quantised(rows: Array, format: str, tile: Tile, recipe: Recipe, seed: int | None) -> Array:
+def quantised(rows: Array, format: str, tile: Tile, recipe: Fp8Recipe, seed: int | None) -> Array:
     """Q(rows): on the grid of the format, and scaled back."""
     given, _ = quantize.forward(rows, format=format, tile=tile, power_of_two=recipe.power_of_two, seed=seed)
     return dequantize.forward(given.values, given.scales, tile=tile)[0]
 
 
-def quantised_weight(weight: Array, recipe: Recipe, expert: int = 0) -> Array:
+def quantised_weight(weight: Array, recipe: Fp8Recipe, expert: int = 0) -> Array:
     """Q(W) (out, in), the same each time."""
     return quantised(weight, recipe.format, recipe.block, recipe, recipe.rounding(WEIGHT, expert))
 
 
-def cached(rows: Array, recipe: Recipe) -> Cached:
+def cached(rows: Array, recipe: Fp8Recipe) -> Cached:
     """The codes and scales of x that are kept: those of the forward product, if the format is the same."""
-    seed = recipe.rounding(X if recipe.cache_format == recipe.format else CACHE)
     given, _ = quantize.forward(
-        rows, format=recipe.cache_format, tile=recipe.across, power_of_two=recipe.power_of_two, seed=seed
+        rows,
+        format=recipe.kept_format,
+        tile=recipe.across,
+        power_of_two=recipe.power_of_two,
+        seed=recipe.kept_seed,
     )
-    return Cached(encode(given.values, recipe.cache_format), given.scales)
+    return Cached(encode(given.values, recipe.kept_format), given.scales)
 
 
-def from_cache(kept: Cached, recipe: Recipe, dtype: str) -> Array:
+def from_cache(kept: Cached, recipe: Fp8Recipe, dtype: str) -> Array:
     """x (N, in) as the cache kept it."""
-    values = decode(kept.codes, recipe.cache_format, dtype)
+    values = decode(kept.codes, recipe.kept_format, dtype)
     return dequantize.forward(values, kept.scales.astype(dtype), tile=recipe.across)[0]

@@ -13,23 +13,11 @@ from tinygrad_ds.device import Array, namespace, to_host
 from tinygrad_ds.dtypes import result_type
 from tinygrad_ds.ops.broadcast import Form, fit, form
 from tinygrad_ds.ops.experts import token_of_row, weight_of_row
-from tinygrad_ds.ops.fp8 import (
-    G_AGAIN,
-    X_AGAIN,
-    Cached,
-    G,
-    Recipe,
-    X,
-    cached,
-    from_cache,
-    make_recipe,
-    quantised,
-    quantised_weight,
-)
+from tinygrad_ds.ops.fp8 import Cached, cached, from_cache, quantised, quantised_weight
 from tinygrad_ds.ops.fp8_swiglu import along, hidden, slopes
 from tinygrad_ds.ops.matmul import check_inputs
 from tinygrad_ds.ops.moe import check_bounds, runs
-from tinygrad_ds.ops.quantize import SIDE
+from tinygrad_ds.ops.recipe import DEEPSEEK_V3, G_AGAIN, X_AGAIN, Fp8Recipe, G, X
 from tinygrad_ds.primitive import primitive
 
 
@@ -41,38 +29,21 @@ class Fp8ExpertsInSaved(NamedTuple):
     position: Array  # (N, K)
     bounds: list[int]
     form: Form  # of x
-    recipe: Recipe
+    recipe: Fp8Recipe
 
 
 @primitive(weights=(1,))
-def fp8_experts_in(
-    x,
-    weight,
-    position,
-    offsets,
-    *,
-    format="e4m3",
-    gradient_format="e4m3",
-    cache_format=None,
-    side=SIDE,
-    power_of_two=False,
-    seed=None,
-    accumulation="float32",
-    promote_every=SIDE,
-):
+def fp8_experts_in(x, weight, position, offsets, *, recipe=DEEPSEEK_V3):
     """y_r = Q(W_e) Q(x)_n for row r = position[n, k], which is a row of expert e.
 
     x (N, d), weight (E, out, d), position (N, K), offsets (E + 1,) as `expert_order` gives them
-    -> y (N K, out). Options and errors as for `fp8_linear`; every expert's matrix has tiles of its own.
+    -> y (N K, out). Errors as for `fp8_linear`; every expert's matrix has tiles of its own.
     """
-    recipe = make_recipe(
-        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
-    )
     bounds = to_host(offsets).tolist()
     check_bounds(bounds, position.size, len(weight))
     check_inputs(x, weight)
     xp = namespace(x)
-    sent = quantised(x, format, recipe.across, recipe, recipe.rounding(X))  # before it is copied
+    sent = quantised(x, recipe.format, recipe.across, recipe, recipe.rounding(X))  # before it is copied
     rows = sent[token_of_row(xp, position)]  # (M, d)
     y = xp.empty((len(rows), weight.shape[1]), dtype=result_type([x, weight], []))
     for e, start, stop in runs(bounds):
@@ -127,7 +98,7 @@ def fp8_experts_in_surrogate(saved, g):
     return terms
 
 
-def weight_product(g: Array, x: Array, recipe: Recipe, expert: int) -> Array:
+def weight_product(g: Array, x: Array, recipe: Fp8Recipe, expert: int) -> Array:
     """Q'(g)^T Q'(x) of one expert's rows."""
     seeds = recipe.rounding(G_AGAIN, expert), recipe.rounding(X_AGAIN, expert)
     down = quantised(g, recipe.gradient_format, recipe.down, recipe, seeds[0])
@@ -143,39 +114,21 @@ class Fp8ExpertsOutSaved(NamedTuple):
     position: Array  # (N, K)
     bounds: list[int]
     form: Form  # of gate_up
-    recipe: Recipe
+    recipe: Fp8Recipe
 
 
 @primitive(weights=(2,))
-def fp8_experts_out(
-    gate_up,
-    weights,
-    weight,
-    position,
-    offsets,
-    *,
-    format="e4m3",
-    gradient_format="e4m3",
-    cache_format=None,
-    side=SIDE,
-    power_of_two=False,
-    seed=None,
-    accumulation="float32",
-    promote_every=SIDE,
-):
+def fp8_experts_out(gate_up, weights, weight, position, offsets, *, recipe=DEEPSEEK_V3):
     """y_n = sum_k w[n, k] Q(W_e) Q(h)_r with r = position[n, k] and h = silu(gate) up.
 
     gate_up (M, 2 I) = [gate | up], weights (N, K), weight (E, d, I), position (N, K), offsets (E + 1,)
-    -> y (N, d). The sum over k is in full precision. Options and errors as for `fp8_linear`.
+    -> y (N, d). The sum over k is in full precision. Errors as for `fp8_linear`.
     """
-    recipe = make_recipe(
-        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
-    )
     bounds = to_host(offsets).tolist()
     check_bounds(bounds, len(gate_up), len(weight))
     h, xp = hidden(gate_up), namespace(gate_up)
     check_inputs(h, weight)
-    sent = quantised(h, format, recipe.across, recipe, recipe.rounding(X))
+    sent = quantised(h, recipe.format, recipe.across, recipe, recipe.rounding(X))
     rows = xp.empty((len(h), weight.shape[1]), dtype=result_type([gate_up, weight], []))
     for e, start, stop in runs(bounds):
         rows[start:stop] = recipe.multiply(sent[start:stop], quantised_weight(weight[e], recipe, e).T)

@@ -12,21 +12,10 @@ from tinygrad_ds.device import Array, namespace
 from tinygrad_ds.dtypes import result_type
 from tinygrad_ds.ops.activation import logistic
 from tinygrad_ds.ops.broadcast import Form, fit, form
-from tinygrad_ds.ops.fp8 import (
-    G_AGAIN,
-    X_AGAIN,
-    Cached,
-    G,
-    Recipe,
-    X,
-    cached,
-    from_cache,
-    make_recipe,
-    quantised,
-    quantised_weight,
-)
+from tinygrad_ds.ops.fp8 import Cached, cached, from_cache, quantised, quantised_weight
 from tinygrad_ds.ops.matmul import check_inputs
-from tinygrad_ds.ops.quantize import SIDE, as_matrix
+from tinygrad_ds.ops.quantize import as_matrix
+from tinygrad_ds.ops.recipe import DEEPSEEK_V3, G_AGAIN, X_AGAIN, Fp8Recipe, G, X
 from tinygrad_ds.primitive import primitive
 
 
@@ -36,36 +25,22 @@ class Fp8SwigluLinearSaved(NamedTuple):
     gate_up: Cached
     weight: Array  # (out, I)
     form: Form  # of gate_up
-    recipe: Recipe
+    recipe: Fp8Recipe
 
 
 @primitive(weights=(1,))
-def fp8_swiglu_linear(
-    gate_up,
-    weight,
-    *,
-    format="e4m3",
-    gradient_format="e4m3",
-    cache_format=None,
-    side=SIDE,
-    power_of_two=False,
-    seed=None,
-    accumulation="float32",
-    promote_every=SIDE,
-):
+def fp8_swiglu_linear(gate_up, weight, *, recipe=DEEPSEEK_V3):
     """y = Q(h) Q(W)^T with h = silu(gate) up.
 
-    gate_up (..., 2 I) = [gate | up], weight (out, I) -> y (..., out). Options and errors as for `fp8_linear`;
+    gate_up (..., 2 I) = [gate | up], weight (out, I) -> y (..., out). Errors as for `fp8_linear`;
     what is kept in the cache's format is gate_up.
     """
-    recipe = make_recipe(
-        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
-    )
     rows = as_matrix(gate_up)
     h = hidden(rows)
     check_inputs(h, weight)
     y = recipe.multiply(
-        quantised(h, format, recipe.across, recipe, recipe.rounding(X)), quantised_weight(weight, recipe).T
+        quantised(h, recipe.format, recipe.across, recipe, recipe.rounding(X)),
+        quantised_weight(weight, recipe).T,
     )
     y = y.reshape(*gate_up.shape[:-1], len(weight)).astype(result_type([gate_up, weight], []), copy=False)
     return y, Fp8SwigluLinearSaved(cached(rows, recipe), weight, form(gate_up), recipe)

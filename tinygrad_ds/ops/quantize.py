@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_ds.device import Array, namespace
+from tinygrad_ds.device import Array, device_of, namespace
 from tinygrad_ds.formats import find_format, power_of_two_above, random_bits, round_to
 from tinygrad_ds.ops.broadcast import Form, fit, form
 from tinygrad_ds.primitive import primitive
@@ -46,9 +47,21 @@ class QuantizeSaved(NamedTuple):
 
 @dataclass
 class Infinities:
-    """How many infinities became the largest number of a format, each as often as it was quantised."""
+    """How many infinities became the largest number of a format, each as often as it was quantised.
 
-    count: int = 0
+    On a GPU `count` is an array () there, which nobody reads while counting goes on.
+    """
+
+    count: Any = 0
+
+    def add(self, found: Array) -> None:
+        """Count so many more."""
+        self.count = self.count + (found if device_of(found) == "cuda" else int(found))
+
+    def taken(self) -> Any:
+        """What was counted; it begins again from 0."""
+        counted, self.count = self.count, 0
+        return counted
 
 
 _counting: ContextVar[Infinities | None] = ContextVar("counting", default=None)
@@ -56,15 +69,22 @@ _counting: ContextVar[Infinities | None] = ContextVar("counting", default=None)
 
 @contextmanager
 def count_infinities(into: Infinities) -> Iterator[None]:
-    """Add to `into` what quantising meets in a `with` block, by itself or for a product in FP8.
-
-    On a GPU products count nothing, since to read a number would stop the device each time.
-    """
+    """Add to `into` what quantising meets in a `with` block, by itself or for a product in FP8."""
     before = _counting.set(into)
     try:
         yield
     finally:
         _counting.reset(before)
+
+
+def counter(module: ModuleType) -> Array | None:
+    """Where kernels for a GPU may add what they meet, () int64, None where nobody counts."""
+    counting = _counting.get()
+    if counting is None:
+        return None
+    if device_of(counting.count) == "cpu":
+        counting.count = module.full((), counting.count, dtype=np.int64)
+    return counting.count
 
 
 @primitive
@@ -87,7 +107,7 @@ def quantize(x, *, format="e4m3", tile=(1, SIDE), power_of_two=False, seed=None)
     values = round_to(ratio, format, bits=bits).reshape(x.shape).astype(x.dtype, copy=False)
     infinities = namespace(x).isinf(rows).sum(dtype=np.int64)
     if (counting := _counting.get()) is not None:
-        counting.count += int(infinities)
+        counting.add(infinities)
     return Quantized(values, scales, infinities), QuantizeSaved(scales, form(x), tile)
 
 

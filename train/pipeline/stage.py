@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+import tinygrad_ds as tg
 from layers import DeepSeekModel
 from layers.block import Block
 from layers.cache import KVCache, LatentCache
 from layers.context import make_context
 from layers.loss import Losses, added, count_targets
+from layers.precision import repeatable
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import Array, here, place, to_host
 from tinygrad_ds.tensor import plain
@@ -79,8 +81,12 @@ class Stage(DeepSeekModel):
         x = self.entering if self.entering is not None else self.embed_tokens(place(ids))
         balances = []
         for i in self.held:
-            block = self.layers[i]
-            x = block.attend(border(x, f"attention {i}"), context)
+            block, x = self.layers[i], border(x, f"attention {i}")
+            if self.recompute:  # as one component
+                x, loss = tg.recompute(repeatable(lambda x, block=block: block(x, context)), x)
+                balances.append(loss)
+                continue
+            x = block.attend(x, context)
             apart = isinstance(getattr(block.mlp, "experts", None), PlacedExperts)
             x, loss = block.feed_forward(border(x, f"{'dispatch' if apart else 'feed forward'} {i}"), context)
             balances.append(loss)

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 import tinygrad_ds as tg
 from tests.tinygrad_ds.harness import Case, reals, shapes, strategy
 from tests.tinygrad_ds.strategies.experts import experts_in_cases, experts_out_cases
-from tinygrad_ds.ops.fp8 import X_AGAIN, X, from_cache
+from tinygrad_ds.ops.fp8 import from_cache
 from tinygrad_ds.ops.fp8_swiglu import hidden
 from tinygrad_ds.ops.moe import runs
 from tinygrad_ds.ops.quantize import as_matrix, quantize, scales_shape, tile_size
+from tinygrad_ds.ops.recipe import X_AGAIN, Fp8Recipe, X
 
 FORMATS = st.sampled_from(["e4m3", "e5m2", "e5m6"])
 SEEDS = st.none() | st.integers(0, 2**32 - 1)
@@ -19,15 +20,16 @@ TILES = st.none() | st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 @st.composite
 def recipes(draw):
-    """The options that all products in FP8 have."""
-    return {
-        "format": draw(FORMATS),
-        "gradient_format": draw(FORMATS),
-        "cache_format": draw(st.none() | FORMATS),
-        "side": draw(st.none() | st.integers(1, 3)),
-        "power_of_two": draw(st.booleans()),
-        "seed": draw(SEEDS),
-    }
+    """The option that all products in FP8 have."""
+    recipe = Fp8Recipe(
+        format=draw(FORMATS),
+        gradient_format=draw(FORMATS),
+        cache_format=draw(st.none() | FORMATS),
+        side=draw(st.none() | st.integers(1, 3)),
+        power_of_two=draw(st.booleans()),
+        seed=draw(SEEDS),
+    )
+    return {"recipe": recipe}
 
 
 @strategy("quantize")

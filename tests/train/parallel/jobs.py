@@ -32,6 +32,7 @@ class Case:
     steps: int = 1
     muon: bool = False
     mtp_weight: float = 0.3
+    recompute: bool = False
 
     @property
     def layers(self) -> int:
@@ -83,7 +84,9 @@ class Case:
 
 def go(case: Case, team: Team) -> dict[str, Any]:
     """Train; what every rank has seen, and its parts of the gradient of the first step by name."""
-    team.take(case.model, case.optimizer)
+    model = case.model
+    model.recompute = case.recompute and isinstance(team, Crew)
+    team.take(model, case.optimizer)
     records, gradients = [], {}
 
     def see(state, record):
@@ -185,6 +188,8 @@ def cases(ranks: int) -> dict[str, Case]:
         ranks, Parallel(expert_ranks=2, redundant_experts=2, shard_optimizer=True)
     )
     found["no MTP loss"] = Case(ranks, Parallel(pipeline="one_f_one_b"), mtp_weight=0.0)
+    for name in ("zb1p", "dualpipe"):
+        found[f"{name}, recomputed"] = replace(found[name], recompute=True)
     if ranks >= 4:
         both = Parallel(pipeline="dualpipe", pipeline_ranks=2, expert_ranks=2)
         found["pipeline x experts"] = Case(ranks, both)

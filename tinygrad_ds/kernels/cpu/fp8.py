@@ -10,29 +10,14 @@ from tinygrad_ds.kernels.cpu.common import covered
 from tinygrad_ds.kernels.cpu.layout import contiguous
 from tinygrad_ds.kernels.cpu.quantize import from_tiles, in_tiles
 from tinygrad_ds.ops.broadcast import fit, form
-from tinygrad_ds.ops.fp8 import CACHE, G_AGAIN, WEIGHT, X_AGAIN, Cached, Fp8LinearSaved, G, X, make_recipe
+from tinygrad_ds.ops.fp8 import Cached, Fp8LinearSaved
 from tinygrad_ds.ops.matmul import check_inputs
-from tinygrad_ds.ops.quantize import SIDE, as_matrix
+from tinygrad_ds.ops.quantize import as_matrix
+from tinygrad_ds.ops.recipe import DEEPSEEK_V3, G_AGAIN, WEIGHT, X_AGAIN, G, X
 
 
-def fp8_linear(
-    x,
-    weight,
-    bias=None,
-    *,
-    format="e4m3",
-    gradient_format="e4m3",
-    cache_format=None,
-    side=SIDE,
-    power_of_two=False,
-    seed=None,
-    accumulation="float32",
-    promote_every=SIDE,
-):
+def fp8_linear(x, weight, bias=None, *, recipe=DEEPSEEK_V3):
     check_inputs(x, weight)
-    recipe = make_recipe(
-        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
-    )
     if not covered(x, weight) or (bias is not None and not covered(x, bias)):
         return NotImplemented
     factor, kept = factor_and_cache(contiguous(as_matrix(x)), recipe)
@@ -56,7 +41,7 @@ def fp8_linear_backward_input(saved, g):
 def fp8_linear_backward_weight(saved, g):
     recipe, rows = saved.recipe, contiguous(as_matrix(g))
     sent = quantised(rows, recipe.gradient_format, recipe.down, recipe, recipe.rounding(G_AGAIN))
-    x = from_tiles(saved.x, recipe.cache_format, recipe.across)
+    x = from_tiles(saved.x, recipe.kept_format, recipe.across)
     again = quantised(x, recipe.format, recipe.down, recipe, recipe.rounding(X_AGAIN))
     grad_weight = multiply(sent.T, again, recipe)
     return (None, grad_weight) if saved.bias is None else (None, grad_weight, fit(g, saved.bias))
@@ -75,7 +60,7 @@ def weight_factor(weight, recipe, expert=0):
 
 def factor_and_cache(rows, recipe):
     """Q(x), and the codes that are kept of it; both at once where they have one format."""
-    same = recipe.cache_format == recipe.format
+    same = recipe.kept_format == recipe.format
     made = in_tiles(
         rows, recipe.format, recipe.across, recipe.power_of_two, recipe.rounding(X), back=True, keep=same
     )
@@ -84,6 +69,5 @@ def factor_and_cache(rows, recipe):
 
 def cache_of(rows, recipe):
     """The codes that are kept of x, without Q(x)."""
-    seed = recipe.rounding(X if recipe.cache_format == recipe.format else CACHE)
-    made = in_tiles(rows, recipe.cache_format, recipe.across, recipe.power_of_two, seed, keep=True)
+    made = in_tiles(rows, recipe.kept_format, recipe.across, recipe.power_of_two, recipe.kept_seed, keep=True)
     return Cached(made.codes, made.scales)

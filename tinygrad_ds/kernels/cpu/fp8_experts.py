@@ -16,34 +16,19 @@ from tinygrad_ds.kernels.cpu.layout import contiguous
 from tinygrad_ds.kernels.cpu.quantize import from_tiles
 from tinygrad_ds.ops.broadcast import form
 from tinygrad_ds.ops.experts import token_of_row, weight_of_row
-from tinygrad_ds.ops.fp8 import G_AGAIN, X_AGAIN, G, X, make_recipe
 from tinygrad_ds.ops.fp8_experts import Fp8ExpertsInSaved, Fp8ExpertsOutSaved
 from tinygrad_ds.ops.fp8_swiglu import Fp8SwigluLinearSaved
 from tinygrad_ds.ops.matmul import check_inputs
 from tinygrad_ds.ops.moe import check_bounds, runs
-from tinygrad_ds.ops.quantize import SIDE, as_matrix
+from tinygrad_ds.ops.quantize import as_matrix
+from tinygrad_ds.ops.recipe import DEEPSEEK_V3, G_AGAIN, X_AGAIN, G, X
 
 
-def fp8_swiglu_linear(
-    gate_up,
-    weight,
-    *,
-    format="e4m3",
-    gradient_format="e4m3",
-    cache_format=None,
-    side=SIDE,
-    power_of_two=False,
-    seed=None,
-    accumulation="float32",
-    promote_every=SIDE,
-):
-    recipe = make_recipe(
-        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
-    )
+def fp8_swiglu_linear(gate_up, weight, *, recipe=DEEPSEEK_V3):
     rows = contiguous(as_matrix(gate_up))
     if not covered(gate_up, weight) or rows.shape[1] != 2 * weight.shape[1]:
         return NotImplemented
-    factor = quantised(_hidden(rows), format, recipe.across, recipe, recipe.rounding(X))
+    factor = quantised(_hidden(rows), recipe.format, recipe.across, recipe, recipe.rounding(X))
     y = multiply(factor, weight_factor(weight, recipe).T, recipe)
     saved = Fp8SwigluLinearSaved(cache_of(rows, recipe), weight, form(gate_up), recipe)
     return y.reshape(*gate_up.shape[:-1], len(weight)), saved
@@ -53,35 +38,18 @@ def fp8_swiglu_linear_backward_input(saved, g):
     recipe, rows = saved.recipe, contiguous(as_matrix(g))
     sent = quantised(rows, recipe.gradient_format, recipe.across, recipe, recipe.rounding(G))
     grad_h = multiply(sent, weight_factor(saved.weight, recipe), recipe)
-    kept = from_tiles(saved.gate_up, recipe.cache_format, recipe.across)
+    kept = from_tiles(saved.gate_up, recipe.kept_format, recipe.across)
     grad, ones = np.empty_like(kept), np.ones(len(kept), kept.dtype)
     swiglu_backward(grad_h, kept, ones, grad, np.empty_like(ones))
     return grad.reshape(saved.form.shape), None
 
 
 def fp8_swiglu_linear_backward_weight(saved, g):
-    h = _hidden(from_tiles(saved.gate_up, saved.recipe.cache_format, saved.recipe.across))
+    h = _hidden(from_tiles(saved.gate_up, saved.recipe.kept_format, saved.recipe.across))
     return None, _weight_product(contiguous(as_matrix(g)), h, saved.recipe, 0)
 
 
-def fp8_experts_in(
-    x,
-    weight,
-    position,
-    offsets,
-    *,
-    format="e4m3",
-    gradient_format="e4m3",
-    cache_format=None,
-    side=SIDE,
-    power_of_two=False,
-    seed=None,
-    accumulation="float32",
-    promote_every=SIDE,
-):
-    recipe = make_recipe(
-        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
-    )
+def fp8_experts_in(x, weight, position, offsets, *, recipe=DEEPSEEK_V3):
     bounds = to_host(offsets).tolist()
     check_bounds(bounds, position.size, len(weight))
     check_inputs(x, weight)
@@ -108,7 +76,7 @@ def fp8_experts_in_backward_input(saved, g):
 
 def fp8_experts_in_backward_weight(saved, g):
     recipe, bounds, tokens = saved.recipe, saved.bounds, token_of_row(np, saved.position)
-    x = from_tiles(saved.x, recipe.cache_format, recipe.across)
+    x = from_tiles(saved.x, recipe.kept_format, recipe.across)
     g, rows = contiguous(g), buffer(runs(bounds), x.shape[1], x.dtype)
     grad_weight = np.zeros_like(saved.weight)
     for e, start, stop in runs(bounds):
@@ -117,32 +85,14 @@ def fp8_experts_in_backward_weight(saved, g):
     return None, grad_weight, None, None
 
 
-def fp8_experts_out(
-    gate_up,
-    weights,
-    weight,
-    position,
-    offsets,
-    *,
-    format="e4m3",
-    gradient_format="e4m3",
-    cache_format=None,
-    side=SIDE,
-    power_of_two=False,
-    seed=None,
-    accumulation="float32",
-    promote_every=SIDE,
-):
-    recipe = make_recipe(
-        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
-    )
+def fp8_experts_out(gate_up, weights, weight, position, offsets, *, recipe=DEEPSEEK_V3):
     bounds = to_host(offsets).tolist()
     check_bounds(bounds, len(gate_up), len(weight))
     fits = gate_up.shape[1] == 2 * weight.shape[2] and position.size == len(gate_up)
     if not covered(gate_up, weights, weight) or not fits:
         return NotImplemented
     gate_up = contiguous(gate_up)
-    sent = quantised(_hidden(gate_up), format, recipe.across, recipe, recipe.rounding(X))
+    sent = quantised(_hidden(gate_up), recipe.format, recipe.across, recipe, recipe.rounding(X))
     factors = _weight_factors(weight, recipe, bounds)
     tokens, of_row = token_of_row(np, position), weight_of_row(np, weights, position)
     y = np.zeros((len(position), weight.shape[1]), gate_up.dtype)
@@ -159,7 +109,7 @@ def fp8_experts_out_backward_input(saved, g):
     of_row = weight_of_row(np, saved.weights, saved.position)
     sent = quantised(contiguous(g), recipe.gradient_format, recipe.across, recipe, recipe.rounding(G))
     factors, rows = _weight_factors(saved.weight, recipe, bounds), buffer(runs(bounds), g.shape[1], g.dtype)
-    kept = from_tiles(saved.gate_up, recipe.cache_format, recipe.across)
+    kept = from_tiles(saved.gate_up, recipe.kept_format, recipe.across)
     grad, grad_of_row = np.empty_like(kept), np.empty_like(of_row)
     for e, start, stop in runs(bounds):
         here = slice(start, stop)
@@ -171,7 +121,7 @@ def fp8_experts_out_backward_input(saved, g):
 def fp8_experts_out_backward_weight(saved, g):
     recipe, bounds, tokens = saved.recipe, saved.bounds, token_of_row(np, saved.position)
     of_row = weight_of_row(np, saved.weights, saved.position)
-    h = _hidden(from_tiles(saved.gate_up, recipe.cache_format, recipe.across))
+    h = _hidden(from_tiles(saved.gate_up, recipe.kept_format, recipe.across))
     g, rows = contiguous(g), buffer(runs(bounds), g.shape[1], g.dtype)
     grad_weight = np.zeros_like(saved.weight)
     for e, start, stop in runs(bounds):

@@ -4,45 +4,30 @@ The numbers of FP8 stand in float32, scaled back; x is kept as codes. Tiles too 
 the tensor cores take them, are the reference's.
 """
 
+import cupy
+
 from tinygrad_ds.formats import decode, encode
 from tinygrad_ds.kernels.cuda.common import contiguous, covered
 from tinygrad_ds.kernels.cuda.quantize import fits, in_tiles
 from tinygrad_ds.ops.broadcast import fit, form
-from tinygrad_ds.ops.fp8 import CACHE, G_AGAIN, WEIGHT, X_AGAIN, Cached, Fp8LinearSaved, G, X, make_recipe
+from tinygrad_ds.ops.fp8 import Cached, Fp8LinearSaved
 from tinygrad_ds.ops.matmul import check_inputs
-from tinygrad_ds.ops.quantize import SIDE, as_matrix, dequantize
+from tinygrad_ds.ops.quantize import as_matrix, counter, dequantize
+from tinygrad_ds.ops.recipe import DEEPSEEK_V3, G_AGAIN, WEIGHT, X_AGAIN, G, X
 
 
-def fp8_linear(
-    x,
-    weight,
-    bias=None,
-    *,
-    format="e4m3",
-    gradient_format="e4m3",
-    cache_format=None,
-    side=SIDE,
-    power_of_two=False,
-    seed=None,
-    accumulation="float32",
-    promote_every=SIDE,
-):
+def fp8_linear(x, weight, bias=None, *, recipe=DEEPSEEK_V3):
     check_inputs(x, weight)
-    recipe = make_recipe(
-        format, gradient_format, cache_format, side, power_of_two, seed, accumulation, promote_every
-    )
-    plain = covered(x, weight) and (bias is None or covered(x, bias)) and accumulation == "float32"
-    if not plain or side is None or not fits((side, side), (side, side)):
+    plain = recipe.accumulation == "float32" and recipe.side is not None
+    arrays = (x, weight) if bias is None else (x, weight, bias)
+    if not plain or not covered(*arrays) or not fits(recipe.block, weight.shape):
         return NotImplemented
     rows = contiguous(as_matrix(x))
-    y = _quantised(rows, format, recipe.across, recipe, X) @ _weight(weight, recipe).T
+    y = _quantised(rows, recipe.format, recipe.across, recipe, X) @ _weight(weight, recipe).T
     if bias is not None:
         y += bias
-    same = recipe.cache_format == format
-    kept = in_tiles(
-        rows, recipe.cache_format, recipe.across, power_of_two, recipe.rounding(X if same else CACHE)
-    )
-    codes = Cached(encode(kept.values, recipe.cache_format), kept.scales)
+    kept = in_tiles(rows, recipe.kept_format, recipe.across, recipe.power_of_two, recipe.kept_seed)
+    codes = Cached(encode(kept.values, recipe.kept_format), kept.scales)
     saved = Fp8LinearSaved(codes, weight, None if bias is None else form(bias), form(x), recipe)
     return y.reshape(*x.shape[:-1], weight.shape[0]), saved
 
@@ -57,7 +42,7 @@ def fp8_linear_backward_input(saved, g):
 def fp8_linear_backward_weight(saved, g):
     recipe, rows = saved.recipe, contiguous(as_matrix(g))
     sent = _quantised(rows, recipe.gradient_format, recipe.down, recipe, G_AGAIN)
-    values = decode(saved.x.codes, recipe.cache_format, rows.dtype)
+    values = decode(saved.x.codes, recipe.kept_format, rows.dtype)
     kept, _ = dequantize.forward(values, saved.x.scales, tile=recipe.across)
     grad_weight = sent.T @ _quantised(contiguous(kept), recipe.format, recipe.down, recipe, X_AGAIN)
     return (None, grad_weight) if saved.bias is None else (None, grad_weight, fit(g, saved.bias))
@@ -65,7 +50,8 @@ def fp8_linear_backward_weight(saved, g):
 
 def _quantised(rows, format, tile, recipe, which):
     """A contiguous matrix quantised and scaled back."""
-    return in_tiles(rows, format, tile, recipe.power_of_two, recipe.rounding(which), back=True).values
+    options = {"back": True, "infinities": counter(cupy)}
+    return in_tiles(rows, format, tile, recipe.power_of_two, recipe.rounding(which), **options).values
 
 
 def _weight(weight, recipe):

@@ -19,7 +19,7 @@ THREADS = (256,)
 class Table(NamedTuple):
     """Where the leaves are, on the device."""
 
-    leaves: cupy.ndarray  # (L, 6)
+    leaves: cupy.ndarray  # (L, 6), for Muon (L, 7)
     pieces: cupy.ndarray  # (P, 2)
     dtype: np.dtype
 
@@ -38,11 +38,15 @@ class Tables:
             (*(array.data.ptr for array in row), *[0] * (4 - len(row)), row[0].size, int(decay))
             for row, decay in zip(rows, decays)
         ]
-        key = (*leaves, rows[0][0].dtype)
+        return self.made(leaves, [row[0].size for row in rows], rows[0][0].dtype)
+
+    def made(self, leaves: Sequence[tuple[int, ...]], sizes: Sequence[int], dtype: np.dtype) -> Table:
+        """The table of these rows of numbers, for leaves of these sizes."""
+        key = (*leaves, dtype)
         if self._last is None or key != self._key:
-            pieces = [(i, start) for i, row in enumerate(rows) for start in range(0, row[0].size, PIECE)]
+            pieces = [(i, start) for i, size in enumerate(sizes) for start in range(0, size, PIECE)]
             on_leaves, on_pieces = (cupy.asarray(np.array(each, dtype=np.int64)) for each in (leaves, pieces))
-            self._key, self._last = key, Table(on_leaves, on_pieces, rows[0][0].dtype)
+            self._key, self._last = key, Table(on_leaves, on_pieces, dtype)
         return self._last
 
 

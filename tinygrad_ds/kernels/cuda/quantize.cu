@@ -28,7 +28,8 @@ __device__ inline real rounded(real a, long long mantissa, long long least_expon
   return copysign(whole * step, a);
 }
 
-// values (rows, columns), scales (tiles down, tiles across), infinities (): how many were made the largest number.
+// values (rows, columns), scales (tiles down, tiles across); to infinities (), unless it is null, is added how many
+// were made the largest number.
 // back: values are scaled back. Grid (tiles across, tiles down).
 extern "C" __global__ void quantize(const real* x, real* values, real* scales, unsigned long long* infinities,
                                     long long rows, long long columns, long long tile_rows, long long tile_columns,
@@ -42,7 +43,7 @@ extern "C" __global__ void quantize(const real* x, real* values, real* scales, u
     const real a = x[(top + i / width) * columns + left + i % width];
     if (a == a) numbers = 1;
     if (isfinite(a)) largest_here = max(largest_here, abs(a));
-    if (isinf(a)) atomicAdd(infinities, 1ULL);  // of whole numbers: any order gives the same sum
+    if (infinities && isinf(a)) atomicAdd(infinities, 1ULL);  // of whole numbers: any order gives the same sum
   }
   largest_here = block_max(largest_here, room);
   numbers = block_max(numbers, room);

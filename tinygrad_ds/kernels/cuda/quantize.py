@@ -21,7 +21,6 @@ class Tiled(NamedTuple):
 
     values: cupy.ndarray  # (N, d)
     scales: cupy.ndarray  # (tiles down, tiles across)
-    infinities: cupy.ndarray  # ()
 
 
 def quantize(x, *, format="e4m3", tile=(1, reference.SIDE), power_of_two=False, seed=None):
@@ -30,9 +29,12 @@ def quantize(x, *, format="e4m3", tile=(1, reference.SIDE), power_of_two=False, 
     rows = contiguous(reference.as_matrix(x))
     if not fits(tile, rows.shape):
         return NotImplemented
-    made = in_tiles(rows, format, tile, power_of_two, seed)
+    infinities = cupy.zeros((), cupy.int64)
+    made = in_tiles(rows, format, tile, power_of_two, seed, infinities=infinities)
+    if (total := reference.counter(cupy)) is not None:
+        total += infinities
     values = made.values.reshape(x.shape)
-    return Quantized(values, made.scales, made.infinities), QuantizeSaved(made.scales, form(x), tile)
+    return Quantized(values, made.scales, infinities), QuantizeSaved(made.scales, form(x), tile)
 
 
 quantize_backward = reference.quantize.backward
@@ -44,16 +46,18 @@ def fits(tile, shape):
     return height * width <= MOST
 
 
-def in_tiles(rows, format, tile, power_of_two, seed, *, back=False):
-    """A contiguous matrix quantised; back: its numbers scaled back."""
+def in_tiles(rows, format, tile, power_of_two, seed, *, back=False, infinities=None):
+    """A contiguous matrix quantised.
+
+    back: its numbers scaled back. infinities: () int64, to which their number is added.
+    """
     height, width = reference.tile_size(tile, rows.shape)
     narrow, kind = find_format(format), rows.dtype
     down, across = reference.scales_shape(rows.shape, (height, width))
     values, scales = cupy.empty_like(rows), cupy.empty((down, across), kind)
-    infinities = cupy.zeros((), cupy.int64)
     sizes = *rows.shape, height, width, narrow.mantissa_bits, narrow.least_exponent
     limits = float(narrow.largest), float(kind.type(LEAST_AMAX))
     how = int(power_of_two), int(seed is not None), 0 if seed is None else seed_bits(seed), int(back)
     arguments = rows, values, scales, infinities, *sizes, *limits, *how
     launch("quantize.quantize", (across, down), (128,), *arguments, dtype=kind)
-    return Tiled(values, scales, infinities)
+    return Tiled(values, scales)

@@ -1,0 +1,63 @@
+"""The commands of post-training on the device: they write what they write on the host."""
+
+import json
+
+import pytest
+
+from posttrain.__main__ import main
+from tests.posttrain.small import make_home
+from tinygrad_ds import settings
+
+pytestmark = pytest.mark.cuda
+EVAL = "--prompts 2 --samples 4 --temperature 0.3"
+KD = "--steps 2 --batch 4 --teacher"
+GRPO = "--steps 2 --prompts 2 --group 2 --beta 0.1 --updates 2"
+
+
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory):
+    """The same small road gone on both devices: a folder for each."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for device in ("cpu", "cuda"):
+            home = made[device] = make_home(tmp_path_factory.mktemp(device))
+            chains = home / "chains.jsonl"
+            chains.write_text(chains.read_text().replace(" <answer>", " <think> q </think> <answer>"))
+            task = f"--task {home}/task.jsonl --max-new-tokens 10"
+            for line in (
+                f"sft {home}/model {home}/chains.jsonl --out {home}/sft --steps 25 --batch 8 --lr 0.02",
+                f"eval {home}/sft {task} {EVAL} --json {home}/eval.json",
+                f"reject {home}/sft {task} --out {home}/kept.jsonl --prompts 4 --samples 2 --temperature 0.3",
+                f"grpo {home}/sft {task} --out {home}/grpo {GRPO}",
+                f"grpo --resume {home}/grpo --steps 4",
+                f"distill {home}/model {home}/chains.jsonl --out {home}/kd {KD} {home}/sft",
+            ):
+                patch.setattr("sys.argv", ["posttrain", *line.split(), "--device", device])
+                main()
+                assert settings.current().device == "cpu"
+    return made
+
+
+def records(folder):
+    """The metrics of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("run", "steps"), [("sft", 25), ("grpo", 4), ("kd", 2)])
+def test_losses_are_those_of_the_host(homes, run, steps):
+    here, there = (records(homes[device] / run) for device in ("cpu", "cuda"))
+    assert len(here) == len(there) == steps
+    for one, other in zip(here, there):
+        assert other["loss"] == pytest.approx(one["loss"], rel=2e-3, abs=1e-4)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-2, abs=1e-3)
+
+
+def test_answers_are_those_of_the_host(homes):
+    """Sampled with the same random numbers from nearly the same distribution."""
+    here, there = (json.loads((homes[device] / "eval.json").read_text()) for device in ("cpu", "cuda"))
+    assert here["pass_1"]["value"] > 0.6
+    for name in ("pass_1", "think_rate"):
+        if name in here:
+            assert there[name] == here[name]
+    here, there = ((homes[device] / "kept.jsonl").read_text() for device in ("cpu", "cuda"))
+    assert here and here == there
