@@ -71,7 +71,7 @@ def language(problem: Problem, completion: Completion) -> float:
 
 ACCURACY = Reward("accuracy", accuracy, decides=True)
 FORMAT = Reward("format", shape, weight=0.2)
-LANGUAGE = Reward("language", language, weight=0.2)
+LANGUAGE = Reward("language", language)  # added to accuracy as it is, as in DeepSeek-R1
 
 
 def judge(

@@ -103,13 +103,13 @@ def test_reading_is_quick_whatever_it_is_given():
     ],
 )
 def test_language_is_the_share_of_words_in_the_prompts_notation(text, share):
-    assert reward_of(LANGUAGE, text, language="latin") == pytest.approx(0.2 * share)
+    assert reward_of(LANGUAGE, text, language="latin") == pytest.approx(share)
 
 
 def test_rewards_add_up_by_weight_and_keep_their_names():
     completions = [Completion(LONG), Completion(" <answer> 22 </answer>"), Completion("")]
     found = judge([ACCURACY, FORMAT, LANGUAGE], [question("latin")] * 3, completions)
-    assert found.total == pytest.approx([1.4, 1.2, 0.0])
+    assert found.total == pytest.approx([2.2, 2.0, 0.0])
     assert found.means() == {
         "accuracy": pytest.approx(2 / 3),
         "format": pytest.approx(1 / 3),
