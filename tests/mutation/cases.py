@@ -91,13 +91,16 @@ def expected(name: str, case: Case, arrays: tuple) -> list[Known]:
 
 
 def covers(name: str, known: Known) -> bool:
-    """Whether the twin serves a case, and rightly, as it is."""
+    """Whether the twin serves a case, and rightly, as it is; and as plain Python in a moment."""
     twin = tg.primitives[name].fused["cpu"]
     with np.errstate(all="ignore"):
         answer = twin.forward(*known.arrays, **known.case.options)
     if answer is NotImplemented:
         return False
-    try_case(twin, known, True)
+    try:
+        try_case(twin, known, True, CASE_SECONDS / 4)
+    except Hung:
+        return False
     return True
 
 
@@ -131,11 +134,11 @@ def limited(seconds: float):
         signal.signal(signal.SIGPROF, before)
 
 
-def try_case(pair: Any, known: Known, fused: bool) -> None:
+def try_case(pair: Any, known: Known, fused: bool, seconds: float = CASE_SECONDS) -> None:
     """One case with the code in place. Raises Killed where anything differs from what it should be."""
     arrays = tuple(half_of_a_wider(array) if known.halved else array.copy() for array in known.arrays)
     try:
-        with np.errstate(all="ignore"), limited(CASE_SECONDS):
+        with np.errstate(all="ignore"), limited(seconds):
             result, saved = pair.forward(*arrays, **known.case.options)
             grads = pair.backward(saved, known.sent)
             if getattr(pair, "weights", ()):

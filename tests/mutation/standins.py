@@ -85,7 +85,7 @@ def install():
     tiles.set_product, tiles.add_product = set_product, add_product
     rounding.shifted_down, rounding.shifted_up = np.right_shift, np.left_shift
     rounding.over = np.divide
-    for name in ("nearest", "at_random", "encoded", "magnitude", "power_above"):
+    for name in ("nearest", "at_random", "encoded", "magnitude", "power_above", "power_below"):
         setattr(rounding, name, made_for_its_dtype(getattr(rounding, f"_{name}_for")))
     rounding.decoded = lambda code, form, like: rounding._decoded_for(like.dtype)(code, form, like)
     rounding.hashed = rounding._hashed(None, None)

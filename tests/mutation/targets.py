@@ -18,6 +18,19 @@ ON_THE_WAY = {
     f"{OPS}/policy.py": ("grpo_objective",),
     f"{KERNELS}/head.py": ("_by_chunks", "_cross_entropy_in_place"),
 }
+# What derivatives of other files call: the functions, and the primitives on which they are tried.
+SHARED = {
+    f"{OPS}/broadcast.py": (
+        ("sum_to", "fit"),
+        ("multiply", "divide", "where", "rmsnorm", "broadcast_to", "einsum"),
+    ),
+    f"{OPS}/accumulation.py": (("multiply", "_rows_of_product", "_cut"), ("fp8_linear",)),
+    f"{KERNELS}/accumulation.py": (("multiply", "_tensor_core"), ("fp8_linear",)),
+    f"{KERNELS}/quantize.py": (
+        ("in_tiles", "from_tiles", "_tiled", "_quantise", "_quantise_columns", "_decode"),
+        ("quantize", "fp8_linear", "fp8_swiglu_linear"),
+    ),
+}
 
 
 class Target(NamedTuple):
@@ -77,11 +90,12 @@ def targets(where: str) -> list[Target]:
     if where in ("ops", "all"):
         for path in sorted((ROOT / OPS).glob("*.py")):
             found += in_file(f"{OPS}/{path.name}", None)
-        found += shared_helpers()
+        found += shared(OPS)
     if where in ("kernels", "all"):
         for stem in sorted(set(TWINS["cpu"].values())):
             names = {name for name, module in TWINS["cpu"].items() if module == stem}
             found += in_file(f"{KERNELS}/{stem}.py", names)
+        found += shared(KERNELS)
     return found
 
 
@@ -104,12 +118,12 @@ def in_file(file: str, names: set[str] | None) -> Iterator[Target]:
             yield Target(file, name, tuple(dict.fromkeys(covers[name])))
 
 
-def shared_helpers() -> Iterator[Target]:
-    """What all files use to undo broadcasting, tried on primitives that broadcast."""
-    for name in ("sum_to", "fit"):
-        yield Target(
-            f"{OPS}/broadcast.py", name, ("multiply", "divide", "where", "rmsnorm", "broadcast_to", "einsum")
-        )
+def shared(folder: str) -> Iterator[Target]:
+    """The targets that several files of a folder share."""
+    for file, (names, primitives) in SHARED.items():
+        if file.startswith(folder):
+            for name in names:
+                yield Target(file, name, primitives)
 
 
 @cache

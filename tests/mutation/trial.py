@@ -33,14 +33,25 @@ WALK = (
     "layout_and_write_protection_do_not_matter",
     "gradients_have_the_dtype_of_their_own_arrays",
 )
-ELSEWHERE = {"divergence": "tests/posttrain/test_losses.py", "policy": "tests/posttrain/test_losses.py"}
+ELSEWHERE = {
+    "accumulation": "tests/tinygrad_ds/test_accumulation.py",
+    "divergence": "tests/posttrain/test_losses.py",
+    "policy": "tests/posttrain/test_losses.py",
+}
 KERNEL_TESTS = {
+    "accumulation": "test_accumulation.py",
     "attention": "test_attention_kernels.py",
     "experts": "test_moe_kernels.py",
+    "fp8": "test_fp8.py",
+    "fp8_experts": "test_fp8.py",
     "head": "test_head.py",
     "moe": "test_moe_kernels.py",
+    "quantize": "test_quantize.py",
     "routing": "test_moe_kernels.py",
 }
+# Tests that kernels as plain Python cannot pass, and those on so many numbers that it would take minutes.
+NOT_FOR_PLAIN = ("threads", "compil", "arithmetic", "one_unit", "import")
+TOO_LONG_IN_PLAIN = ("unbiased", "three_products", "they_name", "quarter", "quantising_keeps", "outlier")
 
 
 class Stale(Exception):
@@ -80,14 +91,19 @@ class Laboratory:
                     return "timeout" if isinstance(killed, Hung) else "killed", f"{name}: {killed}"
         return "alive", ""
 
-    def by_tests(self, mutant: Mutant) -> tuple[str, str]:
-        """("killed", by which test) or ("survived", "")."""
+    def prepare(self, mutant: Mutant) -> None:
+        """Find the tests that fail unchanged, before a mutant's time begins."""
         fused = mutant.target.file.startswith(KERNELS)
         selection = self.selection(mutant, covered_by(mutant), fused)
         if (key := tuple(selection)) not in self.failing:
             self.failing[key] = [f"--deselect={test}" for test in failures(selection, not fused)]
+
+    def by_tests(self, mutant: Mutant) -> tuple[str, str]:
+        """("killed", by which test) or ("survived", ""), of a mutant that was prepared for."""
+        fused = mutant.target.file.startswith(KERNELS)
+        selection = self.selection(mutant, covered_by(mutant), fused)
         with self.in_place(mutant):
-            failed = failures(["-x", *self.failing[key], *selection], not fused)
+            failed = failures(["-x", *self.failing[tuple(selection)], *selection], not fused)
         return ("killed", failed[0]) if failed else ("survived", "")
 
     @contextlib.contextmanager
@@ -139,11 +155,9 @@ class Laboratory:
         """What pytest is to run for a mutant: the tests that cover these primitives."""
         if fused:
             nodes = [f"{REGISTRY}::test_twin_equals_reference[{name}-cpu]" for name in names]
-            nodes += [
-                f"{AT_SIZE}::test_a_twin_takes_none_where_no_gradient_arrives[{name}]" for name in names
-            ]
+            nodes += [f"{AT_SIZE}::{TAKES_NONE}[{name}]" for name in names]
             nodes += kernel_tests(Path(mutant.target.file).stem)
-            skip = "threads or compil or arithmetic or one_unit or import"  # not for plain Python
+            skip = " or ".join((*NOT_FOR_PLAIN, *TOO_LONG_IN_PLAIN))
         else:
             nodes = [f"{REGISTRY}::test_{test}[{name}]" for name in names for test in WALK]
             stem = Path(mutant.target.file).stem

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tests.mutation.targets import KERNELS, Mutant
 
-START = 300.0  # seconds for a process to import everything
+START = 300.0  # seconds for a process to import everything, and to see which tests fail unchanged
 
 
 def processor_seconds(pid: int | None) -> float:
@@ -51,6 +51,9 @@ def serve(pipe: Connection, plain_kernels: bool) -> None:
     while (asked := pipe.recv()) is not None:
         mutant, cases_only = asked
         try:
+            if not cases_only:
+                laboratory.prepare(mutant)
+                pipe.send(("prepared", ""))
             pipe.send(laboratory.by_cases(mutant) if cases_only else laboratory.by_tests(mutant))
         except Stale as stale:
             pipe.send(("stale", str(stale)))
@@ -72,8 +75,13 @@ class Worker:
 
     def give(self, mutant: Mutant, cases_only: bool) -> None:
         """Start on a mutant."""
-        self.mutant, self.began, self.used = mutant, monotonic(), processor_seconds(self.process.pid)
+        self.mutant, self.preparing = mutant, not cases_only
+        self.begin()
         self.pipe.send((mutant, cases_only))
+
+    def begin(self) -> None:
+        """Start the clock."""
+        self.began, self.used = monotonic(), processor_seconds(self.process.pid)
 
     def seconds(self) -> float:
         """What the mutant has used of the processor so far."""
@@ -81,6 +89,7 @@ class Worker:
 
     def over(self, limit: float) -> bool:
         """Whether it has had its time: of the processor, which others may need too, or ten times that."""
+        limit = max(limit, START) if self.preparing else limit
         return self.seconds() > limit or monotonic() - self.began > 10 * limit
 
     def stop(self) -> None:
@@ -121,8 +130,14 @@ def run_kind(
                     busy[place] = renewed(worker)
                 if verdict == "stale":
                     raise RuntimeError(by)
+                if verdict == "prepared":
+                    worker.preparing = False
+                    worker.begin()
+                    continue
             elif worker.over(limit):
                 verdict, by = "timeout", f"more than {limit:.0f} s"
+                if worker.preparing:
+                    verdict, by = "untried", f"the tests unchanged take more than {START:.0f} s"
                 busy[place] = renewed(worker)
             else:
                 continue

@@ -70,9 +70,22 @@ def test_float32_is_the_plain_product():
     assert multiply(a[:0], b, "tensor_core", 32).shape == (0, 20)
 
 
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (("exact", None), "accumulation is 'exact', but it is 'float32' or 'tensor_core'"),
+        (("tensor_core", 40), "promote_every is 40, but an instruction adds 32 terms"),
+        (("tensor_core", 0), "promote_every is 0"),
+    ],
+)
+def test_what_is_no_way_to_add(how, message):
+    with pytest.raises(ValueError, match=message):
+        multiply(np.ones((2, 3)), np.ones((3, 2)), *how)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("promote_every", [None, 32, 128])
-@pytest.mark.parametrize(("n", "k", "m"), [(5, 200, 70), (3, 7, 2), (0, 4, 3), (3, 0, 4)])
+@pytest.mark.parametrize(("n", "k", "m"), [(5, 200, 70), (3, 7, 2), (40, 7, 2), (0, 4, 3), (3, 0, 4)])
 def test_the_fused_sums_are_the_same_to_the_bit(dtype, promote_every, n, k, m):
     rng = np.random.default_rng(0)
     a = (rng.normal(size=(n, k)) * np.exp2(rng.integers(-20, 5, (n, k)))).astype(dtype)
