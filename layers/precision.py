@@ -13,9 +13,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 import tinygrad_ds as tg
 from tinygrad_ds import Tensor
-from tinygrad_ds.device import Array
+from tinygrad_ds.device import Array, device_of
 from tinygrad_ds.ops.quantize import Infinities, count_infinities
 from tinygrad_ds.ops.recipe import Fp8Recipe
 
@@ -50,7 +52,11 @@ class Products:
 
 
 class Bfloat16(Products):
-    """Factors of all products, and the gradients that arrive, rounded to bfloat16; sums in float32."""
+    """Factors of all products, and the gradients that arrive, rounded to bfloat16; sums in float32.
+
+    On a GPU a Linear's factors are kept and multiplied as bfloat16, for which it has hardware; elsewhere, and
+    for experts everywhere, rounded numbers are multiplied in float32.
+    """
 
     rounds = True
 
@@ -58,6 +64,9 @@ class Bfloat16(Products):
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, behind_attention: bool = False
     ) -> Tensor:
         """As above; a gradient is rounded on its way back through each of the three roundings."""
+        if bias is None and device_of(x.data) == "cuda" and x.dtype == np.float32:
+            factors = tg.astype(x, dtype="bfloat16"), tg.astype(weight, dtype="bfloat16")
+            return tg.astype(tg.linear(*factors), dtype=x.dtype)
         return rounded(super().linear(rounded(x), rounded(weight), bias))
 
     def experts_in(self, x: Tensor, weight: Tensor, position: Array, offsets: Array) -> Tensor:

@@ -1,15 +1,12 @@
 """NVIDIA's compiler takes every kernel, for every generation of GPUs that is in use."""
 
-from pathlib import Path
-
 import pytest
 from cupy_backends.cuda.libs import nvrtc
 
-from tinygrad_ds.kernels import cuda
-from tinygrad_ds.kernels.cuda.common import OPTIONS, source
+from tinygrad_ds.kernels.cuda.common import FOLDER, OPTIONS, source
 
 pytestmark = pytest.mark.cuda
-FILES = sorted(path.name for path in Path(cuda.__file__).parent.glob("*.cu"))
+FILES = sorted(path.name for path in FOLDER.glob("*.cu"))
 # Turing, Ampere (A100, then RTX 30), Ada, Hopper, Blackwell (RTX 50)
 ARCHITECTURES = (75, 80, 86, 89, 90, 120)
 CONSTANTS = {
@@ -27,6 +24,12 @@ def compiled(file, dtype, architecture):
         pytest.fail(nvrtc.getProgramLog(program))
     finally:
         nvrtc.destroyProgram(program)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES[::2] + ARCHITECTURES[-1:])
+@pytest.mark.parametrize("file", [file for file in FILES if "stored" in (FOLDER / file).read_text("utf-8")])
+def test_compiles_for_bfloat16(file, architecture):
+    assert compiled(file, "bfloat16", architecture).startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -12,7 +12,7 @@ import cupy
 import numpy as np
 import pytest
 
-from tests.cuda import test_muon, test_optimizer
+from tests.cuda import test_bfloat16, test_muon, test_optimizer
 from tests.cuda.test_kernels import LARGER, TOLERANCE, compare
 from tinygrad_ds.kernels.cuda import common
 
@@ -124,6 +124,10 @@ MUTANTS = {
     "optimizer: a piece too long": Mutant(
         "optimizer.cu", "min(start + PIECE, leaf[4])", "start + PIECE", "optimizer"
     ),
+    "bfloat16: cut off, not rounded": Mutant(
+        "common.cuh", "all + 0x7fff + (all >> 16 & 1)", "all", "bfloat16"
+    ),
+    "bfloat16: ties away from zero": Mutant("common.cuh", "0x7fff + (all >> 16 & 1)", "0x8000", "bfloat16"),
     "muon: before the warps' sums are read": Mutant("muon.cu", BARRIER, "", "muon"),
     "muon: the norm of the first piece": Mutant("muon.cu", "i < count; i++) sum", "i < 1; i++) sum", "muon"),
     "muon: turned as if square": Mutant("muon.cu", "i % n * k + i / n", "i % n * n + i / n", "muon"),
@@ -133,7 +137,11 @@ MUTANTS = {
 }
 
 
-OTHERS = {"optimizer": test_optimizer, "muon": test_muon}  # what is no primitive
+OTHERS = {  # what is no primitive
+    "bfloat16": test_bfloat16.test_what_is_written_is_rounded_to_the_nearest_ties_to_even,
+    "muon": test_muon.compare_with_the_host,
+    "optimizer": test_optimizer.compare_with_the_host,
+}
 
 
 def with_ties():
@@ -145,7 +153,7 @@ def check(names):
     """Raise what the comparison raises."""
     for name in names.split():
         if name in OTHERS:
-            OTHERS[name].compare_with_the_host()
+            OTHERS[name]()
             continue
         primitive = "router_selection" if name == "ties" else name
         for arrays, options in with_ties() if name == "ties" else LARGER[name]:

@@ -4,7 +4,7 @@
 //   for the largest entry, for the sum of exponentials, for the result.
 
 // logarithm: y = x - log sum e^x, else y = e^x / sum e^x
-extern "C" __global__ void forward(const real* x, real* y, long long rows, long long d, long long logarithm) {
+extern "C" __global__ void forward(const stored* x, stored* y, long long rows, long long d, long long logarithm) {
   const long long n = (long long)blockIdx.x * 4 + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (n >= rows) return;
@@ -21,7 +21,7 @@ extern "C" __global__ void forward(const real* x, real* y, long long rows, long 
 }
 
 // softmax: dL/dx = y (g - sum g y);  logarithm: dL/dx = g - e^y sum g
-extern "C" __global__ void backward(const real* g, const real* y, real* grad_x, long long rows, long long d,
+extern "C" __global__ void backward(const stored* g, const stored* y, stored* grad_x, long long rows, long long d,
                                     long long logarithm) {
   const long long n = (long long)blockIdx.x * 4 + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;

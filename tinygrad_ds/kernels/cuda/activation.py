@@ -30,7 +30,7 @@ def log_softmax_backward(saved, g):
 
 
 def _forward(x, axis, logarithm):
-    if not covered(x) or axis not in (-1, x.ndim - 1):
+    if not covered(x, narrow=True) or axis not in (-1, x.ndim - 1):
         return NotImplemented
     rows = as_rows(x)
     y = cupy.empty_like(rows)

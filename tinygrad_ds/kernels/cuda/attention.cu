@@ -21,7 +21,7 @@
 const int ROWS = 16, MINE = 4, DEEP = 32;
 
 struct Rows {
-  const real* at;
+  const stored* at;
   long long step;  // entries from one row to the next
   long long count;
 };
@@ -31,7 +31,7 @@ struct Stage {
   real others[32][DEEP + 1];
 };
 
-__device__ inline Rows head(const real* at, long long batch, long long head_step, long long step, long long count,
+__device__ inline Rows head(const stored* at, long long batch, long long head_step, long long step, long long count,
                             long long b, long long h) {
   return {at + b * batch + h * head_step, step, count};
 }
@@ -66,7 +66,7 @@ __device__ inline void add_rows(real (*weights)[33], Rows b, long long first_oth
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const long long there = min(b.count - first_other, 32LL);
   for (int other = 0; other < there; other++) {
-    const real* row = b.at + (first_other + other) * b.step;
+    const stored* row = b.at + (first_other + other) * b.step;
     for (int c = 0; c < COLUMNS; c++) {
       const long long i = lane + 32 * c;
       const real value = i < width ? row[i] : (real)0;
@@ -84,7 +84,7 @@ __device__ inline bool sees(long long i, long long j, long long time_q, long lon
 // then exp(s - lse) is 0 for every s in backward.
 //
 //   grid (ceil(time_q / 16), heads, batch);  query head h reads key head h / group
-extern "C" __global__ void forward(const real* q, const real* k, const real* v, const long long* first, real* y,
+extern "C" __global__ void forward(const stored* q, const stored* k, const stored* v, const long long* first, stored* y,
                                    real* lse, long long time_q, long long time_k, long long d, long long d_v,
                                    long long group, long long causal, double scale, long long q_b, long long q_h,
                                    long long q_t, long long k_b, long long k_h, long long k_t, long long v_b,
@@ -136,7 +136,7 @@ extern "C" __global__ void forward(const real* q, const real* k, const real* v, 
 
 // along (batch, heads, time_q) = g . y, which is sum_j P_ij dP_ij; a warp for each query, lanes along d_v.
 // g and y: (batch, time_q, heads, d_v), contiguous.
-extern "C" __global__ void backward_along(const real* g, const real* y, real* along, long long queries,
+extern "C" __global__ void backward_along(const stored* g, const stored* y, real* along, long long queries,
                                           long long heads, long long time_q, long long d_v) {
   const long long n = (long long)blockIdx.x * 4 + threadIdx.x / 32;  // counted as y lies: batch, time, head
   const int lane = threadIdx.x % 32;
@@ -149,8 +149,8 @@ extern "C" __global__ void backward_along(const real* g, const real* y, real* al
 }
 
 // dL/dq = scale dS k with P = exp(scale q . k - lse), dP = g . v, dS = P (dP - along). Grid and tiles as in forward.
-extern "C" __global__ void backward_q(const real* q, const real* k, const real* v, const long long* first,
-                                      const real* g, const real* lse, const real* along, real* grad_q,
+extern "C" __global__ void backward_q(const stored* q, const stored* k, const stored* v, const long long* first,
+                                      const stored* g, const real* lse, const real* along, stored* grad_q,
                                       long long time_q, long long time_k, long long d, long long d_v, long long group,
                                       long long causal, double scale, long long q_b, long long q_h, long long q_t,
                                       long long k_b, long long k_h, long long k_t, long long v_b, long long v_h,
@@ -194,8 +194,8 @@ extern "C" __global__ void backward_q(const real* q, const real* k, const real* 
 // dL/dv = P^T g and dL/dk = scale dS^T q, summed over the queries of all heads of the group, in order: no atomics.
 //
 //   grid (ceil(time_k / 16), kv_heads, batch);  the block owns 16 keys, 4 to a warp, and 32 queries pass, one a lane
-extern "C" __global__ void backward_kv(const real* q, const real* k, const real* v, const long long* first,
-                                       const real* g, const real* lse, const real* along, real* grad_k, real* grad_v,
+extern "C" __global__ void backward_kv(const stored* q, const stored* k, const stored* v, const long long* first,
+                                       const stored* g, const real* lse, const real* along, stored* grad_k, stored* grad_v,
                                        long long time_q, long long time_k, long long d, long long d_v,
                                        long long group, long long causal, double scale, long long q_b, long long q_h,
                                        long long q_t, long long k_b, long long k_h, long long k_t, long long v_b,

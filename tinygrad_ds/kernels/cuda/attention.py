@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import cupy
 
-from tinygrad_ds.kernels.cuda.common import blocks, contiguous, covered, in_pieces, launch, steps
+from tinygrad_ds.kernels.cuda.common import blocks, contiguous, covered, in_pieces, launch, real_of, steps
 from tinygrad_ds.ops.attention import check_shapes
 
 ROWS = 16  # of a block, as in attention.cu
@@ -29,7 +29,7 @@ class AttentionSaved(NamedTuple):
 
 
 def attention(q, k, v, *, causal=True, scale=None, first=None):
-    if not covered(q, k, v) or max(q.shape[-1], v.shape[-1]) > WIDEST:
+    if not covered(q, k, v, narrow=True) or max(q.shape[-1], v.shape[-1]) > WIDEST:
         return NotImplemented
     check_shapes(q, k, v, first)
     batch, heads, time_q, d = q.shape
@@ -38,7 +38,7 @@ def attention(q, k, v, *, causal=True, scale=None, first=None):
     if first is not None:
         first = cupy.ascontiguousarray(cupy.asarray(first), dtype=cupy.int64)
     q, k, v = in_pieces(q), in_pieces(k), in_pieces(v)
-    y, lse = cupy.empty((batch, time_q, heads, d_v), q.dtype), cupy.empty((batch, heads, time_q), q.dtype)
+    y, lse = cupy.empty((batch, time_q, heads, d_v), q.dtype), cupy.empty((batch, heads, time_q), real_of(q))
     saved = AttentionSaved(q, k, v, y, lse, first, causal, scale)
     _launch("forward", saved, (blocks(time_q, ROWS), heads, batch), (y, lse))
     return y.swapaxes(1, 2), saved

@@ -1,7 +1,25 @@
-// What all kernels share. The launcher puts in front of this file the number format, `typedef float real;` or
-// double, and the kernels of one family behind it. Every whole number comes as long long, every other as double.
+// What all kernels share. The launcher puts in front of this file the number format and the kernels of one family
+// behind it. Every whole number comes as long long, every other as double.
+//
+//   real    float or double: all arithmetic, sums and statistics
+//   stored  what arrays hold: the same, or bfloat16 where the launcher defines BFLOAT16
 
 const unsigned ALL = 0xffffffffu;  // all 32 lanes of a warp take part
+
+#ifdef BFLOAT16
+// The upper half of a float. Read as one; written rounded to the nearest, ties to even, NaN as NaN.
+struct stored {
+  unsigned short bits;
+  __device__ operator real() const { return __uint_as_float((unsigned)bits << 16); }
+  __device__ stored& operator=(real value) {
+    const unsigned all = __float_as_uint(value);
+    bits = (unsigned short)(value != value ? 0x7fff : (all + 0x7fff + (all >> 16 & 1)) >> 16);
+    return *this;
+  }
+};
+#else
+typedef real stored;
+#endif
 
 // A broken promise stops the kernel, and the launch fails, rather than a wrong number going on quietly.
 __device__ inline void require(bool promise) {

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import cupy
+import numpy as np
 
 FOLDER = Path(__file__).parent
 REAL = {"float32": "float", "float64": "double"}
+NARROW = {"bfloat16": "float"}  # stored so, and computed in this
 OPTIONS = ("--std=c++17",)
 WARP = 32
 
@@ -22,7 +24,9 @@ def source(file: str, dtype: str, constants: tuple[tuple[str, int], ...] = ()) -
 
     One text and no #include, because CuPy's cache knows a kernel by its text.
     """
-    head = [f"typedef {REAL[dtype]} real;", *(f"const int {name} = {value};" for name, value in constants)]
+    head = ["#define BFLOAT16"] if dtype in NARROW else []
+    head.append(f"typedef {(REAL | NARROW)[dtype]} real;")
+    head += [f"const int {name} = {value};" for name, value in constants]
     files = (FOLDER / "common.cuh", FOLDER / file)
     return "\n".join([*head, *(path.read_text("utf-8") for path in files)])
 
@@ -61,10 +65,16 @@ def blocks(work: int, size: int) -> int:
     return -(-work // size)
 
 
-def covered(*arrays: Any) -> bool:
-    """Whether kernels take these: all float32 or all float64, and none of them empty."""
+def covered(*arrays: Any, narrow: bool = False) -> bool:
+    """Whether kernels take these: all float32, all float64 or, where `narrow`, all bfloat16; none empty."""
     kind = arrays[0].dtype
-    return kind.name in REAL and all(array.dtype == kind and array.size for array in arrays)
+    known = kind.name in REAL or (narrow and kind.name in NARROW)
+    return known and all(array.dtype == kind and array.size for array in arrays)
+
+
+def real_of(array: cupy.ndarray) -> Any:
+    """The dtype in which kernels add and keep statistics of such an array."""
+    return np.dtype(np.float32) if array.dtype.name in NARROW else array.dtype
 
 
 def contiguous(array: cupy.ndarray) -> cupy.ndarray:

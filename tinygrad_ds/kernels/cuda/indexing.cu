@@ -10,7 +10,7 @@
 
 const int THREADS = 128;
 
-extern "C" __global__ void embedding_backward(const long long* ids, const real* g, real* grad, long long positions,
+extern "C" __global__ void embedding_backward(const long long* ids, const stored* g, real* grad, long long positions,
                                               long long d, long long vocabulary) {
   __shared__ int matches[THREADS];
   __shared__ int of_warp[THREADS / 32];
@@ -41,7 +41,7 @@ extern "C" __global__ void embedding_backward(const long long* ids, const real* 
 }
 
 // y[j] = weight[ids[j]], a thread an entry.
-extern "C" __global__ void embedding(const real* weight, const long long* ids, real* y, long long positions,
+extern "C" __global__ void embedding(const stored* weight, const long long* ids, stored* y, long long positions,
                                      long long d, long long vocabulary) {
   const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= positions * d) return;

@@ -9,7 +9,7 @@ struct Row {
   real top, total;  // the largest logit, and the sum of e^(z - top)
 };
 
-__device__ inline Row statistics(const real* z, long long d, real* room) {
+__device__ inline Row statistics(const stored* z, long long d, real* room) {
   real top = -infinity();
   for (long long v = threadIdx.x; v < d; v += THREADS) top = max(top, z[v]);
   top = block_max(top, room);
@@ -19,7 +19,7 @@ __device__ inline Row statistics(const real* z, long long d, real* room) {
 }
 
 // losses (rows,) and lse (rows,) = log sum e^z
-extern "C" __global__ void forward(const real* z, const long long* targets, real* losses, real* lse, long long d,
+extern "C" __global__ void forward(const stored* z, const long long* targets, real* losses, real* lse, long long d,
                                    long long ignored) {
   __shared__ real room[THREADS / 32];
   const long long n = blockIdx.x, t = targets[n];
@@ -33,8 +33,8 @@ extern "C" __global__ void forward(const real* z, const long long* targets, real
 
 // dL/dz = g_n (e^(z - lse) - [v = t]);  g has one entry for all rows, or one for each where several is 1.
 // divisor: what the mean divides by, or null.
-extern "C" __global__ void backward(const real* g, const real* z, const real* lse, const long long* targets,
-                                    const real* divisor, real* grad, long long d, long long ignored,
+extern "C" __global__ void backward(const stored* g, const stored* z, const real* lse, const long long* targets,
+                                    const real* divisor, stored* grad, long long d, long long ignored,
                                     long long several) {
   const long long n = blockIdx.x, t = targets[n];
   const real scale = t == ignored ? (real)0 : g[several ? n : 0] / (divisor ? *divisor : (real)1);
@@ -46,7 +46,7 @@ extern "C" __global__ void backward(const real* g, const real* z, const real* ls
 
 // For the head: the loss of each row, and with_gradient in the place of z its gradient. A row of its own a block,
 // so nobody else reads what is written over; the target's logit is read before that.
-extern "C" __global__ void in_place(real* z, const long long* targets, real* losses, long long d, long long ignored,
+extern "C" __global__ void in_place(stored* z, const long long* targets, real* losses, long long d, long long ignored,
                                     long long with_gradient) {
   __shared__ real room[THREADS / 32];
   const long long n = blockIdx.x, t = targets[n];

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cupy
 
 from tinygrad_ds import settings
-from tinygrad_ds.kernels.cuda.common import as_rows, contiguous, covered, launch
+from tinygrad_ds.kernels.cuda.common import as_rows, contiguous, covered, launch, real_of
 
 ROWS = 1024  # of logits at once in the head
 THREADS = (256,)
@@ -26,21 +26,24 @@ class CrossEntropySaved(NamedTuple):
 
 
 def cross_entropy(logits, targets, *, ignore_index=-100, reduction="mean"):
-    if not covered(logits) or not _fits(logits, targets) or reduction not in ("mean", "sum", "none"):
+    if (
+        not covered(logits, narrow=True)
+        or not _fits(logits, targets)
+        or reduction not in ("mean", "sum", "none")
+    ):
         return NotImplemented
-    z, t, kind = as_rows(logits), _flat(targets), logits.dtype
-    losses, lse = cupy.empty(len(z), kind), cupy.empty(len(z), kind)
+    z, t, kind, real = as_rows(logits), _flat(targets), logits.dtype, real_of(logits)
+    losses, lse = cupy.empty(len(z), real), cupy.empty(len(z), real)
     launch("loss.forward", (len(z),), THREADS, z, t, losses, lse, z.shape[1], ignore_index, dtype=kind)
     if reduction == "none":
-        return losses.reshape(targets.shape), CrossEntropySaved(
-            z, lse, t.reshape(targets.shape), None, ignore_index
-        )
-    total, counted = _added(losses, t, ignore_index)
+        losses = losses.astype(kind, copy=False).reshape(targets.shape)
+        return losses, CrossEntropySaved(z, lse, t.reshape(targets.shape), None, ignore_index)
+    total, counted = _added(losses, t, ignore_index, kind)
     if reduction == "sum":
+        total = total.astype(kind, copy=False)
         return total, CrossEntropySaved(z, lse, t.reshape(targets.shape), None, ignore_index)
-    return cupy.divide(total, counted), CrossEntropySaved(
-        z, lse, t.reshape(targets.shape), counted, ignore_index
-    )
+    mean = cupy.divide(total, counted).astype(kind, copy=False)
+    return mean, CrossEntropySaved(z, lse, t.reshape(targets.shape), counted, ignore_index)
 
 
 def cross_entropy_backward(saved, g):
@@ -79,7 +82,7 @@ def linear_cross_entropy(x, weight, targets, *, ignore_index=-100, reduction="me
             cupy.matmul(z, weight, out=grad_x[chunk])
             more = z.T @ rows[chunk]
             grad_weight = more if grad_weight is None else cupy.add(grad_weight, more, out=grad_weight)
-    total, counted = _added(losses, t, ignore_index)
+    total, counted = _added(losses, t, ignore_index, kind)
     result = cupy.divide(total, counted) if reduction == "mean" else total
     if not recording:
         return result, None
@@ -108,8 +111,8 @@ def _flat(targets):
     return contiguous(targets.astype(cupy.int64, copy=False)).reshape(-1)
 
 
-def _added(losses, t, ignored):
+def _added(losses, t, ignored, kind):
     """The sum of the losses and the number of targets that count, both 0-d."""
     total, counted = cupy.empty((), losses.dtype), cupy.empty((), losses.dtype)
-    launch("loss.add_up", (1,), THREADS, losses, t, total, counted, len(t), ignored, dtype=losses.dtype)
+    launch("loss.add_up", (1,), THREADS, losses, t, total, counted, len(t), ignored, dtype=kind)
     return total, counted

@@ -5,7 +5,7 @@
 //   row 0   warp 0   | 0 1 2 .. 31 | 0 1 2 .. 31 | 0 1 ..        so that 32 neighbours in memory are read at once
 //   row 1   warp 1   | 0 1 2 .. 31 | 0 1 2 .. 31 | 0 1 ..
 
-extern "C" __global__ void forward(const real* x, const real* weight, real* y, real* r, long long rows,
+extern "C" __global__ void forward(const stored* x, const stored* weight, stored* y, real* r, long long rows,
                                    long long d, double eps) {
   const long long n = (long long)blockIdx.x * 4 + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -18,8 +18,8 @@ extern "C" __global__ void forward(const real* x, const real* weight, real* y, r
 }
 
 // dL/dx = r (h - x_hat mean(h x_hat)) with h = g w and x_hat = x r. Layout as above.
-extern "C" __global__ void backward_input(const real* g, const real* x, const real* r, const real* weight,
-                                          real* grad_x, long long rows, long long d) {
+extern "C" __global__ void backward_input(const stored* g, const stored* x, const real* r, const stored* weight,
+                                          stored* grad_x, long long rows, long long d) {
   const long long n = (long long)blockIdx.x * 4 + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (n >= rows) return;
@@ -37,7 +37,7 @@ extern "C" __global__ void backward_input(const real* g, const real* x, const re
 // alone, so the sum has the same bits each time. What the parts found is added in `add_parts`.
 //
 //   block (32, 8):  threadIdx.x a column, threadIdx.y every 8th row of the part;  blockIdx.y the part
-extern "C" __global__ void backward_weight(const real* g, const real* x, const real* r, real* of_part,
+extern "C" __global__ void backward_weight(const stored* g, const stored* x, const real* r, real* of_part,
                                            long long rows, long long d) {
   __shared__ real found[8][32];
   const long long i = (long long)blockIdx.x * 32 + threadIdx.x;
@@ -54,7 +54,7 @@ extern "C" __global__ void backward_weight(const real* g, const real* x, const r
 }
 
 // total (d,) = the sum of `parts` rows, a thread for each column.
-extern "C" __global__ void add_parts(const real* of_part, real* total, long long parts, long long d) {
+extern "C" __global__ void add_parts(const real* of_part, stored* total, long long parts, long long d) {
   const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= d) return;
   real sum = 0;

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import cupy
 
-from tinygrad_ds.kernels.cuda.common import as_rows, blocks, contiguous, covered, launch
+from tinygrad_ds.kernels.cuda.common import as_rows, blocks, contiguous, covered, launch, real_of
 
 PARTS = 32  # of the rows, for the weight's gradient
 
@@ -18,11 +18,11 @@ class RMSNormSaved(NamedTuple):
 
 
 def rmsnorm(x, weight, *, eps=1e-6):
-    if not covered(x, weight) or weight.ndim != 1 or weight.shape != x.shape[-1:]:
+    if not covered(x, weight, narrow=True) or weight.ndim != 1 or weight.shape != x.shape[-1:]:
         return NotImplemented
     rows, weight = as_rows(x), contiguous(weight)
     count, d = rows.shape
-    y, r = cupy.empty_like(rows), cupy.empty(count, x.dtype)
+    y, r = cupy.empty_like(rows), cupy.empty(count, real_of(x))
     arrays = rows, weight, y, r
     launch("norm.forward", (blocks(count, 4),), (128,), *arrays, count, d, float(eps), dtype=x.dtype)
     return y.reshape(x.shape), RMSNormSaved(rows, r, weight)
@@ -35,7 +35,7 @@ def rmsnorm_backward(saved, g):
     arrays: tuple = rows, x, r, weight, grad_x
     launch("norm.backward_input", (blocks(count, 4),), (128,), *arrays, count, d, dtype=x.dtype)
     parts = min(PARTS, blocks(count, 8))
-    of_part = cupy.empty((parts, d), x.dtype)
+    of_part = cupy.empty((parts, d), real_of(x))
     arrays = rows, x, r, of_part
     launch("norm.backward_weight", (blocks(d, 32), parts), (32, 8), *arrays, count, d, dtype=x.dtype)
     launch("norm.add_parts", (blocks(d, 128),), (128,), of_part, grad_weight, parts, d, dtype=x.dtype)

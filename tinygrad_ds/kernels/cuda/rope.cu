@@ -15,7 +15,7 @@ __device__ inline long long row_start(long long row, long long size_1, long long
 }
 
 // y (rows, d) contiguous. turn is 1 forward and -1 backward: the transposed rotation turns the other way.
-extern "C" __global__ void rotate(const real* x, const real* cos, const real* sin, real* y, long long rows,
+extern "C" __global__ void rotate(const stored* x, const stored* cos, const stored* sin, stored* y, long long rows,
                                   long long size_1, long long size_2, long long half, long long x_0, long long x_1,
                                   long long x_2, long long c_0, long long c_1, long long c_2, long long s_0,
                                   long long s_1, long long s_2, long long interleaved, double turn) {

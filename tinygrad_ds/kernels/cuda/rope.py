@@ -19,7 +19,7 @@ class RopeSaved(NamedTuple):
 def rope(x, cos, sin, *, interleaved=True):
     d = x.shape[-1]
     fits = x.ndim <= 4 and 2 * cos.shape[-1] == d == 2 * sin.shape[-1]
-    if not fits or not covered(x, cos, sin) or not _repeats(cos, x) or not _repeats(sin, x):
+    if not fits or not covered(x, cos, sin, narrow=True) or not _repeats(cos, x) or not _repeats(sin, x):
         return NotImplemented
     saved = RopeSaved(in_pieces(cos), in_pieces(sin), interleaved)
     return _rotate(x, saved, 1.0), saved

@@ -4,7 +4,7 @@
 //
 //   | gate 0 .. width-1 | up 0 .. width-1 |      <- step ->      threads run along the row
 
-extern "C" __global__ void forward(const real* gate, const real* up, real* y, long long rows, long long width,
+extern "C" __global__ void forward(const stored* gate, const stored* up, stored* y, long long rows, long long width,
                                    long long gate_step, long long up_step) {
   const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= rows * width) return;
@@ -14,7 +14,8 @@ extern "C" __global__ void forward(const real* gate, const real* up, real* y, lo
 }
 
 // dL/dgate = g up sigma (1 + gate (1 - sigma)),  dL/dup = g gate sigma
-extern "C" __global__ void backward(const real* g, const real* gate, const real* up, real* grad_gate, real* grad_up,
+extern "C" __global__ void backward(const stored* g, const stored* gate, const stored* up, stored* grad_gate,
+                                    stored* grad_up,
                                     long long rows, long long width, long long gate_step, long long up_step) {
   const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= rows * width) return;

@@ -15,7 +15,7 @@ class SwigluSaved(NamedTuple):
 
 
 def swiglu(gate, up):
-    if gate.shape != up.shape or not gate.ndim or not covered(gate, up):
+    if gate.shape != up.shape or not gate.ndim or not covered(gate, up, narrow=True):
         return NotImplemented
     saved = SwigluSaved(_even(gate), _even(up))
     y = cupy.empty(gate.shape, gate.dtype)
