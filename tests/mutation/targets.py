@@ -19,18 +19,21 @@ ON_THE_WAY = {
     f"{KERNELS}/head.py": ("_by_chunks", "_cross_entropy_in_place"),
 }
 # What derivatives of other files call: the functions, and the primitives on which they are tried.
-SHARED = {
-    f"{OPS}/broadcast.py": (
+SHARED = (
+    (
+        f"{OPS}/broadcast.py",
         ("sum_to", "fit"),
         ("multiply", "divide", "where", "rmsnorm", "broadcast_to", "einsum"),
     ),
-    f"{OPS}/accumulation.py": (("multiply", "_rows_of_product", "_cut"), ("fp8_linear",)),
-    f"{KERNELS}/accumulation.py": (("multiply", "_tensor_core"), ("fp8_linear",)),
-    f"{KERNELS}/quantize.py": (
+    (f"{OPS}/accumulation.py", ("multiply", "_rows_of_product", "_cut"), ()),  # tests of its own alone
+    (f"{KERNELS}/accumulation.py", ("multiply",), ("fp8_linear",)),
+    (f"{KERNELS}/accumulation.py", ("_tensor_core",), ()),
+    (
+        f"{KERNELS}/quantize.py",
         ("in_tiles", "from_tiles", "_tiled", "_quantise", "_quantise_columns", "_decode"),
         ("quantize", "fp8_linear", "fp8_swiglu_linear"),
     ),
-}
+)
 
 
 class Target(NamedTuple):
@@ -120,7 +123,7 @@ def in_file(file: str, names: set[str] | None) -> Iterator[Target]:
 
 def shared(folder: str) -> Iterator[Target]:
     """The targets that several files of a folder share."""
-    for file, (names, primitives) in SHARED.items():
+    for file, names, primitives in SHARED:
         if file.startswith(folder):
             for name in names:
                 yield Target(file, name, primitives)

@@ -92,6 +92,7 @@ def test_the_fused_sums_are_the_same_to_the_bit(dtype, promote_every, n, k, m):
     b = rng.normal(size=(k, m)).astype(dtype)
     if a.size:
         a[0], a[1, 2] = 0, np.nan
-    y = np.empty((n, m), dtype)
-    accumulation._tensor_core(y, a, b, promote_every or 0)
-    assert np.array_equal(y, multiply(a, b, "tensor_core", promote_every), equal_nan=True)
+    y = accumulation.multiply(a, b, tg.Fp8Recipe(accumulation="tensor_core", promote_every=promote_every))
+    assert y.dtype == dtype and np.array_equal(
+        y, multiply(a, b, "tensor_core", promote_every), equal_nan=True
+    )
