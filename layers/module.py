@@ -7,6 +7,8 @@ Tensor.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,9 +75,27 @@ class View(Tensor):
         self.leaf.requires_grad = wanted
 
 
+_hollow: ContextVar[bool] = ContextVar("hollow", default=False)
+
+
+@contextmanager
+def hollow() -> Iterator[None]:
+    """Parameters made inside have a shape and a dtype but no memory, until `Module.allocate`."""
+    token = _hollow.set(True)
+    try:
+        yield
+    finally:
+        _hollow.reset(token)
+
+
 def parameter(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
     """A leaf whose entries are still to be written, by `DeepSeekModel.initialize` or from a checkpoint."""
-    return Tensor(here().empty(shape, dtype=dtype), requires_grad=True)
+    return Tensor(_without_memory(shape, dtype) if _hollow.get() else here().empty(shape, dtype=dtype), True)
+
+
+def _without_memory(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """An array of this shape all of whose entries are one and the same."""
+    return here().broadcast_to(here().empty((), dtype=dtype), shape)
 
 
 class Module:
@@ -116,6 +136,17 @@ class Module:
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """(published name, Tensor) for what belongs to a checkpoint but has no gradient."""
         return ((part.name, part.tensor()) for part in self.published() if not part.leaf.requires_grad)
+
+    def allocate(self) -> None:
+        """Give each hollow parameter memory of its own, whose entries are still to be written."""
+        for leaf in self.parameters():
+            if not any(leaf.data.strides):
+                leaf.data = here().empty(leaf.shape, dtype=leaf.dtype)
+
+    def release(self) -> None:
+        """Make all parameters hollow: their entries are lost."""
+        for leaf in self.parameters():
+            leaf.data = _without_memory(leaf.shape, leaf.dtype)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

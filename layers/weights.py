@@ -18,7 +18,7 @@ from layers.block_scales import (
 )
 from layers.config import DeepSeekConfig
 from layers.model import DeepSeekModel
-from layers.module import Part
+from layers.module import Part, hollow
 from layers.tensor_file import CheckpointError, Planned, Stored, read_header, write_file
 from tinygrad_ds.device import place, to_host
 from tinygrad_ds.dtypes import dtype as named_dtype
@@ -42,6 +42,19 @@ def load_pretrained(folder: str | os.PathLike, dtype: str = "float32", *, mtp: b
     mtp: load the MTP modules too, as many as the files hold. Raises ConfigError or CheckpointError, which
     lists all tensors that are missing, unexpected, of a wrong shape, or not finite.
     """
+    model, fill = open_pretrained(folder, dtype, mtp=mtp)
+    model.allocate()
+    fill(model)
+    return model
+
+
+def open_pretrained(
+    folder: str | os.PathLike, dtype: str = "float32", *, mtp: bool = True
+) -> tuple[DeepSeekModel, Callable[[DeepSeekModel], None]]:
+    """The model in a folder, hollow, and what reads the weights of it, or of any part of it.
+
+    Both raise what `load_pretrained` does; all names and shapes are checked before any weight is read.
+    """
     folder = Path(folder)
     config = DeepSeekConfig.from_json(folder)
     block = read_block_size(config)
@@ -49,7 +62,8 @@ def load_pretrained(folder: str | os.PathLike, dtype: str = "float32", *, mtp: b
     beyond = [name for name in stored if layer_of(name) >= config.num_hidden_layers]
     found = len({layer_of(name) for name in beyond})
     depths = min(found, config.num_nextn_predict_layers) if mtp else 0
-    model = DeepSeekModel(config.replace(num_nextn_predict_layers=depths), seed=None, dtype=dtype)
+    with hollow():
+        model = DeepSeekModel(config.replace(num_nextn_predict_layers=depths), seed=None, dtype=dtype)
 
     parts = {part.name: part for part in model.published()}
     ignored = {name for name in beyond if repeats_trunk(name) or not mtp}
@@ -63,13 +77,15 @@ def load_pretrained(folder: str | os.PathLike, dtype: str = "float32", *, mtp: b
     if problems:
         raise CheckpointError(f"{folder} does not fit its config.json:\n" + "\n".join(problems))
 
-    for name, part in parts.items():
-        for rows, values in pieces(stored[name], stored.get(name + SUFFIX), block):
-            part.data[rows] = place(values.astype(model.dtype))
-    broken = [name for name, part in parts.items() if not finite(part)]
-    if broken:
-        raise CheckpointError(f"{folder} has weights that are NaN or infinite in:\n" + "\n".join(broken))
-    return model
+    def fill(model: DeepSeekModel) -> None:
+        for part in model.published():
+            for rows, values in pieces(stored[part.name], stored.get(part.name + SUFFIX), block):
+                part.data[rows] = place(values.astype(model.dtype))
+        broken = [part.name for part in model.published() if not finite(part)]
+        if broken:
+            raise CheckpointError(f"{folder} has weights that are NaN or infinite in:\n" + "\n".join(broken))
+
+    return model, fill
 
 
 def layer_of(name: str) -> int:

@@ -3,15 +3,16 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from layers import DeepSeekModel, load_pretrained, save_pretrained
+from layers import DeepSeekModel, save_pretrained
+from layers.tensor_file import read_header
+from layers.weights import open_pretrained
 from train.errors import UserError
 from train.trainer import Record, State
 
@@ -69,21 +70,40 @@ class Checkpoints:
 
 def load_model(folder: Path) -> DeepSeekModel:
     """The network of a checkpoint. Raises UserError where it is damaged."""
+    model, fill = open_model(folder)
+    model.allocate()
+    fill(model)
+    return model
+
+
+def open_model(folder: Path) -> tuple[DeepSeekModel, Callable[[DeepSeekModel], None]]:
+    """The network of a checkpoint, hollow, and what reads it or any part of it. Both raise UserError."""
     try:
-        return load_pretrained(folder, dtype="float32")
-    except (OSError, ValueError, SafetensorError) as error:
+        model, read = open_pretrained(folder, dtype="float32")
+    except (OSError, ValueError) as error:
         raise damaged(folder, error) from error
+
+    def fill(part: DeepSeekModel) -> None:
+        try:
+            read(part)
+        except (OSError, ValueError) as error:
+            raise damaged(folder, error) from error
+
+    return model, fill
 
 
 def load_state(folder: Path, optimizer: Any) -> State:
-    """The run's state of a checkpoint; the optimizer's goes into `optimizer`. Raises UserError."""
+    """The run's state of a checkpoint; the optimizer's goes into `optimizer`. Raises UserError.
+
+    Only what `optimizer` takes is read: a rank of several has its own part alone in memory.
+    """
     try:
         fields = json.loads((folder / STATE).read_text("utf-8"))
-        arrays = load_file(folder / OPTIMIZER)
+        arrays = {name: stored.map() for name, stored in read_header(folder / OPTIMIZER).items()}
         rng = np.random.default_rng()
         rng.bit_generator.state = fields["rng"]
         state = State(**fields | {"rng": rng})
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(folder, error) from error
     optimizer.load_state_dict(arrays)
     return state

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from layers import DeepSeekModel
+from layers.module import hollow
 from layers.precision import precision
 from tinygrad_ds import Tensor
 from tinygrad_ds.ops.quantize import Infinities
 from train.baselines import measure_baselines
 from train.batches import Batch, Tokens, TrainingBatches, tokenize
 from train.cache import write_aside
-from train.checkpoint import Checkpoints, SaveEvery, load_model, load_state
+from train.checkpoint import Checkpoints, SaveEvery, load_state, open_model
 from train.config import Config
 from train.data import Corpus, load_corpus
 from train.device_memory import OutOfMemory, device_bytes, told_where_it_went, too_large
@@ -51,13 +52,13 @@ def start(config: Config, display: Display, team: Team) -> None:
     config.sizes.deepseek(config.sizes.vocab_size, config.time, 0)  # before the text is read: can it be?
     began = perf_counter()
     data = team.in_turn(lambda: load_data(config, None, display.say), "text and tokens")
-    model = DeepSeekModel(
-        config.sizes.deepseek(data.tokenizer.vocab_size, config.time, data.tokenizer.end_id), seed=config.seed
-    )
+    sizes = config.sizes.deepseek(data.tokenizer.vocab_size, config.time, data.tokenizer.end_id)
+    with hollow():
+        model = DeepSeekModel(sizes, seed=None)
     model.recompute = config.recompute
     state = State(total=config.tokens)
     state.phases["text and tokens"] = perf_counter() - began
-    team.take(model, lambda model: make_optimizer(config, model))
+    team.take(model, lambda model: make_optimizer(config, model), lambda part: part.initialize(config.seed))
     team.first_alone(lambda: write_beginning(folder, config, data), "the run's folder")
     go_on(folder, config, data, team, state, display)
 
@@ -103,9 +104,9 @@ def resume(folder: Path, saved: Config, config: Config, display: Display, team: 
             f"{began_with[:12]}): start a new run with it"
         )
     team.remembered = latest_loads(folder)
-    model = load_model(checkpoint)
+    model, fill = open_model(checkpoint)
     model.recompute = config.recompute
-    team.take(model, lambda model: make_optimizer(config, model))
+    team.take(model, lambda model: make_optimizer(config, model), fill)
     state = load_state(checkpoint, team.whole_optimizer)
     if config.tokens != saved.tokens:
         state.total = config.tokens
@@ -259,7 +260,7 @@ def go_on(
             )
     except OutOfMemory as error:
         model.zero_grad()
-        if team.speaks:
+        if team.speaks and team.whole is model:  # several ranks cannot bring their parts together any more
             checkpoints.save(team.whole, team.whole_optimizer, state)
         raise TrainingStopped(f"step {state.step + 1}: {error} {checkpoints.latest()} is whole") from None
     except (TrainingStopped, FloatingPointError) as error:  # the second: a tile of FP8 that is all NaN

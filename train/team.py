@@ -30,8 +30,19 @@ class Team:
         self.remembered: dict[str, np.ndarray] = {}
         """The loads of experts by layer, where a run that goes on knows them: set before `take`."""
 
-    def take(self, model: DeepSeekModel, make_optimizer: Callable[[Any], Any]) -> None:
-        """Take over a network, for which `make_optimizer` makes an optimizer."""
+    def take(
+        self,
+        model: DeepSeekModel,
+        make_optimizer: Callable[[Any], Any],
+        fill: Callable[[DeepSeekModel], Any] = lambda model: None,
+    ) -> None:
+        """Take over a network, for which `make_optimizer` makes an optimizer.
+
+        fill: writes the parameters of a network that is hollow, or of any part of it; in a crew a rank has
+        memory made for its own part alone.
+        """
+        model.allocate()
+        fill(model)
         self.model = self.whole = model
         self.optimizer = self.whole_optimizer = make_optimizer(model)
 

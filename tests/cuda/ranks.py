@@ -56,7 +56,7 @@ def trained(name: str, ranks: Communicator) -> dict[str, np.ndarray]:
     """The weights of the whole network after two steps."""
     case = cases(2)[name]
     crew = Crew(case.config, ranks, lambda line: None)
-    crew.take(case.model, case.optimizer)
+    crew.take(case.model, case.optimizer, case.fill)
     train(
         crew.model,
         crew.optimizer,

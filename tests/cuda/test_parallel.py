@@ -38,7 +38,7 @@ def on_two_ranks(folder, aware):
 def in_one_process(name):
     case, team = cases(2)[name], Team()
     with tg.using(kernels="reference"):
-        team.take(case.model, case.optimizer)
+        team.take(case.model, case.optimizer, case.fill)
         train(
             team.model,
             team.optimizer,

@@ -5,7 +5,7 @@ import pytest
 
 from layers import DeepSeekModel
 from layers.linear import Linear
-from layers.module import View
+from layers.module import View, hollow
 from tests.layers.cases import model_of, some_ids, tiny
 from tinygrad_ds.device import owner
 
@@ -127,3 +127,23 @@ def test_initial_values_have_the_distribution_that_the_config_says():
     biased = DeepSeekModel(tiny(attention_bias=True))
     biases = [p.data for name, p in biased.named_parameters() if name.endswith(".bias")]
     assert len(biases) == 3 * 2 and not any(bias.any() for bias in biases)
+
+
+def test_hollow_parameters_have_shapes_but_no_memory_until_they_are_allocated():
+    """Then initialize draws what it draws for a model that was never hollow."""
+    whole = model_of(dtype="float32", seed=3, **MTP)
+    with hollow():
+        model = model_of(dtype="float32", seed=None, **MTP)
+    assert [leaf.shape for leaf in model.parameters()] == [leaf.shape for leaf in whole.parameters()]
+    for leaf in model.parameters():
+        assert leaf.data.size and not any(leaf.data.strides) and owner(leaf.data).nbytes == 4
+    model.allocate()
+    model.initialize(seed=3)
+    for (name, one), (_, other) in zip(model.named_parameters(), whole.named_parameters(), strict=True):
+        np.testing.assert_array_equal(one.data, other.data, err_msg=name)
+    kept = [leaf.data for leaf in model.parameters()]
+    model.allocate()
+    assert all(leaf.data is array for leaf, array in zip(model.parameters(), kept))
+    model.release()
+    assert all(owner(leaf.data).nbytes == 4 for leaf in model.parameters())
+    assert Linear(2, 3, np.dtype("float32")).weight.data.strides == (8, 4)

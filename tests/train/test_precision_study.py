@@ -79,14 +79,18 @@ def test_tile_that_is_all_nan_stops_the_run_with_a_sentence(run, tmp_path, monke
     """As a weight of NaN makes it: a traceback would hide that the checkpoint is whole."""
     again = tmp_path / "run"
     shutil.copytree(run, again)
-    real = precision_study.run.load_model
+    real = precision_study.run.open_model
 
     def spoilt(folder):
-        model = real(folder)
-        model.layers[0].self_attn.o_proj.weight.data[...] = np.nan
-        return model
+        model, fill = real(folder)
 
-    monkeypatch.setattr(precision_study.run, "load_model", spoilt)
+        def fill_and_spoil(model):
+            fill(model)
+            model.layers[0].self_attn.o_proj.weight.data[...] = np.nan
+
+        return model, fill_and_spoil
+
+    monkeypatch.setattr(precision_study.run, "open_model", spoilt)
     assert call("--resume", again, "--tokens", 2048, monkeypatch=monkeypatch) == 1
     said = capsys.readouterr().err
     assert re.search(r"stopped: step 5: quantize: rows 0 to 15, .* all NaN, .*step-00000004 is whole", said)

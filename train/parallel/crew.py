@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from layers import DeepSeekModel
+from layers.module import hollow
 from train.checkpoint import SaveEvery
 from train.config import Config, Parallel
 from train.errors import UserError
@@ -129,17 +130,24 @@ class Crew(Team):
         """What `work` returns on this rank, after rank 0."""
         return self.ranks.in_turn(work, what)
 
-    def take(self, model: DeepSeekModel, make_optimizer: Callable[[Any], Any]) -> None:
-        """Keep this rank's part of a network that all ranks have; the rest is forgotten."""
+    def take(
+        self,
+        model: DeepSeekModel,
+        make_optimizer: Callable[[Any], Any],
+        fill: Callable[[DeepSeekModel], Any] = lambda model: None,
+    ) -> None:
+        """Take over this rank's part of a hollow network, which is made and filled here, and nothing else."""
         ranks, layout = self.ranks, self.layout
-        with ranks.patient():
-            ranks.everybody(None, "the network to be ready")
         interleaver = Interleaver(ranks)
         self.places = places(model)
-        self.spread_experts(model, interleaver)
         split = layout.stages(len(model.layers))
         held = [layer for layers in split.values() for layer in layers]
         self.model = Stage(model, held, interleaver)
+        self.spread_experts(model, interleaver)
+        self.model.allocate()
+        fill(self.model)
+        with ranks.patient():
+            ranks.everybody(None, "the network to be ready")
         stages = {stage: Stage(model, layers, interleaver) for stage, layers in split.items()}
         self.executor = Executor(stages, layout.schedule, ranks.part(layout.mates()), interleaver)
         self.replicas = Replicas(self.model, ranks, sharded=self.config.parallel.shard_optimizer)
@@ -148,7 +156,8 @@ class Crew(Team):
         )
         self.whole, self.whole_optimizer = self.model, WholeOptimizer(self)
         if self.speaks:
-            self.whole = DeepSeekModel(model.config, seed=None, dtype=model.dtype.name)
+            with hollow():
+                self.whole = DeepSeekModel(model.config, seed=None, dtype=model.dtype.name)
         self.tell_bytes()
 
     def tell_bytes(self) -> None:
@@ -176,7 +185,8 @@ class Crew(Team):
                 f"{name}: the busiest rank gets {busiest(load, numbered):.2f} times the mean with experts "
                 f"as they are numbered, {busiest(load, self.placements[name]):.2f} as they are placed now"
             )
-        spread(moes, self.placements, self.ranks.part(self.layout.experts()), interleaver)
+        ranks = self.ranks.part(self.layout.experts())
+        spread(self.model.moe_layers(), self.placements, ranks, interleaver)
 
     def gradients(self, model: DeepSeekModel, work: Work, loss: Loss, state: State) -> dict[str, float]:
         """The loss of the whole batch with its parts; its gradient, or a share of it, in the leaves."""
@@ -221,9 +231,11 @@ class Crew(Team):
         inner = self.optimizer.inner.state_dict() if moments else {}
         every = self.ranks.to_first((own, inner), "the parts of the network")
         held = {name: data for each, _ in every for name, data in each.items()}
-        for part in self.whole.published() if self.speaks else ():
-            part.data[...] = held[part.name]
-            part.leaf.written()
+        if self.speaks:
+            self.whole.allocate()
+            for part in self.whole.published():
+                part.data[...] = held[part.name]
+                part.leaf.written()
         self.whole_optimizer.state = to_whole((state for _, state in every), self.places)
 
     def after(self, own: Sequence[Hook], speaker: Callable[[], Sequence[Hook]]) -> list[Hook]:
@@ -248,6 +260,11 @@ class Crew(Team):
                     hook(state, record)
                 if needed:
                     self.ranks.from_first(None, "rank 0, which judges and saves")
+            if (
+                needed and state.done < state.total and self.speaks
+            ):  # at the end the whole is judged once more
+                self.whole.release()
+                self.whole_optimizer.state = {}
 
         return [together]
 

@@ -23,20 +23,20 @@ from train.pipeline.interleave import Exchange, Interleaver
 
 
 class PlacedExperts(Experts):
-    """The experts of one layer that a rank holds, copied from `whole`; called as all of them would be."""
+    """The experts of one layer that a rank holds, of the sizes of `like`, still to be written; called as all
+    experts would be.
+    """
 
     def __init__(
-        self, whole: Experts, layer: int, placement: Placement, ranks: Communicator, interleaver: Interleaver
+        self, like: Experts, layer: int, placement: Placement, ranks: Communicator, interleaver: Interleaver
     ) -> None:
         self.layer, self.placement, self.ranks, self.interleaver = layer, placement, ranks, interleaver
-        self.width = whole.width
+        self.width = like.width
         self.held = placement[ranks.rank]
         self.slots = len(self.held)  # the same on every rank
-        hidden = whole.down_proj.shape[1]
-        self.gate_up_proj = parameter((self.slots, 2 * self.width, hidden), whole.gate_up_proj.dtype)
-        self.down_proj = parameter((self.slots, hidden, self.width), whole.down_proj.dtype)
-        self.gate_up_proj.data[...] = whole.gate_up_proj.data[self.held]
-        self.down_proj.data[...] = whole.down_proj.data[self.held]
+        hidden = like.down_proj.shape[1]
+        self.gate_up_proj = parameter((self.slots, 2 * self.width, hidden), like.gate_up_proj.dtype)
+        self.down_proj = parameter((self.slots, hidden, self.width), like.down_proj.dtype)
         flat = np.array([e for experts in placement for e in experts])
         copies = np.bincount(flat)
         self.count = len(copies)

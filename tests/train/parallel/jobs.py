@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from layers import DeepSeekModel
+from layers.module import hollow
 from tests.train.tiny import CONFIG, tiny_rows
 from train.config import Config, Parallel, Sizes
 from train.learning_rate import Schedule
@@ -44,13 +45,18 @@ class Case:
 
     @property
     def model(self) -> DeepSeekModel:
-        """The network, in float64, its weights large so that no gradient is lost in rounding."""
+        """The network, hollow, in float64, its weights large so that no gradient is lost in rounding."""
         config = CONFIG.replace(
             num_hidden_layers=self.layers,
             tie_word_embeddings=self.tied,
             initializer_range=0.2,
         )
-        return DeepSeekModel(config, seed=0, dtype="float64")
+        with hollow():
+            return DeepSeekModel(config, seed=None, dtype="float64")
+
+    def fill(self, part: DeepSeekModel) -> None:
+        """Draw the weights of the network or of a part of it."""
+        part.initialize(seed=0)
 
     def optimizer(self, model: Any) -> Any:
         """Of the kind that is asked for."""
@@ -86,7 +92,7 @@ def go(case: Case, team: Team) -> dict[str, Any]:
     """Train; what every rank has seen, and its parts of the gradient of the first step by name."""
     model = case.model
     model.recompute = case.recompute and isinstance(team, Crew)
-    team.take(model, case.optimizer)
+    team.take(model, case.optimizer, case.fill)
     records, gradients = [], {}
 
     def see(state, record):
