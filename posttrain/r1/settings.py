@@ -53,7 +53,7 @@ class Road:
     pairs: int = 4096
     """Pairs of a real and a sampled continuation, for the preference."""
     preference_steps: int = 200
-    final_steps: int = 20
+    final_steps: int = 40
     distil_steps: int = 400
     student_rl_steps: int = 40
     prompts: int = 192
@@ -118,4 +118,4 @@ class Road:
             raise UserError(str(error)) from error
 
 
-DEMO = Road(out=Path("runs/demo"), students=(48,), prompts=128)
+DEMO = Road(out=Path("runs/demo"), students=(48,), prompts=128, final_steps=20)

@@ -26,6 +26,7 @@ from train.trainer import Record, State
 
 CHAINS = "chains.jsonl"
 RL = Learning(optimizer="adamw", lr=5e-4, warmup_steps=5)
+FINAL = Learning(optimizer="adamw", lr=5e-4, warmup_steps=5, decay="linear")
 COLD = Learning(optimizer="adamw", lr=5e-4, warmup_steps=5, decay="linear")
 BLEND = Learning(optimizer="adamw", lr=1e-3, warmup_steps=5, decay="linear")
 DISTIL = Learning(optimizer="muon", lr=2e-3, matrix_lr=0.01, warmup_steps=5, decay="linear")
@@ -175,7 +176,11 @@ def preferred(world: World, folder: Path) -> dict[str, Any]:
 
 
 def final(world: World, folder: Path) -> dict[str, Any]:
-    """GRPO with the task's rules and the preference for general text, whose held-out loss is watched."""
+    """GRPO with the task's rules and the preference for general text, whose held-out loss is watched.
+
+    The learning rate falls to 0: most problems are answered rightly by all samples and hold nothing, so that
+    it is text that moves the network, and what this shakes loose of the task has to settle.
+    """
     road = world.road
     prefixes = Continuations(world.batches(road.seed + 3), world.tokenizer)
     apart = Apart()
@@ -195,7 +200,7 @@ def final(world: World, folder: Path) -> dict[str, Any]:
     def watch(model: DeepSeekModel) -> list[Callable[[State, Record], None]]:
         return [apart, HeldOut(model, world.held_out, steps=5, batch=32, time=TIME)]
 
-    learn(world, folder, lambda: load(road.out / "blend"), make, RL, road.final_steps, watch=watch)
+    learn(world, folder, lambda: load(road.out / "blend"), make, FINAL, road.final_steps, watch=watch)
     return {}
 
 
