@@ -1,9 +1,8 @@
 """Products of small matrices inside a kernel, up to 6 rows and 64 bytes of columns of the result at a time.
 
-Where 32 bytes of columns are left they are a tile of 12 rows: as many registers. Such a tile stays in
-registers on its way through the inner dimension, where each step multiplies one column of `a` with one row
-of `b`. At the sizes of an attention head that is faster than a call of BLAS, which copies both matrices into
-an order of its own first.
+Such a tile, or one of the 32 bytes of columns that may be left, stays in registers on its way through the
+inner dimension, where each step multiplies one column of `a` with one row of `b`. At the sizes of an
+attention head that is faster than a call of BLAS, which copies both matrices into an order of its own first.
 """
 
 from llvmlite import ir
@@ -52,10 +51,10 @@ def _product_function(
             target = builder.bitcast(into[i], lanes.as_pointer())
             builder.store(builder.load(sums[i]), target, align=width)
 
-    def tiles(column, lanes, counts: tuple[int, ...]):
-        """All rows of one column of lanes, so many at a time."""
+    def tiles(column, lanes):
+        """All rows of one column of lanes."""
         done = word(0)
-        for count in counts:
+        for count in (6, 4, 2, 1):  # rows at a time
             whole = builder.udiv(builder.sub(rows, done), word(count))
             if count == 6:  # but the last 8 rows as 4 and 4: a tile of 2 rows has too little to do
                 left = builder.urem(builder.sub(rows, done), word(6))
@@ -69,9 +68,9 @@ def _product_function(
     size = builder.mul(columns, word(width))
     full = builder.and_(size, word(-BYTES))
     with cgutils.for_range_slice(builder, word(0), full, word(BYTES), inc=True) as (column, _):
-        tiles(column, lanes, (6, 4, 2, 1))
+        tiles(column, lanes)
     with cgutils.if_unlikely(builder, builder.icmp_unsigned("<", full, size)):
-        tiles(full, ir.VectorType(lanes.element, lanes.count // 2), (12, 6, 4, 2, 1))
+        tiles(full, ir.VectorType(lanes.element, lanes.count // 2))
     builder.ret_void()
     return function
 
