@@ -85,7 +85,7 @@ STUDENTS = (
     "base can do; the teacher's chains add what it could not."
 )
 TASTE = (
-    "In the last stage a quarter of the prompts is general text, and a network that prefers real text "
+    "In the last stage a tenth of the prompts is general text, and a network that prefers real text "
     "rewards it ({}). Above: what it gives. Below: what held-out text costs the policy at the same steps. If "
     "both rise, the reward is being hacked."
 )

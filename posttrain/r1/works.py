@@ -30,7 +30,7 @@ FINAL = Learning(optimizer="adamw", lr=5e-4, warmup_steps=5, decay="linear")
 COLD = Learning(optimizer="adamw", lr=5e-4, warmup_steps=5, decay="linear")
 BLEND = Learning(optimizer="adamw", lr=1e-3, warmup_steps=5, decay="linear")
 DISTIL = Learning(optimizer="muon", lr=2e-3, matrix_lr=0.01, warmup_steps=5, decay="linear")
-TASTE = 0.25  # share of the prompts of the last stage that are general text
+TASTE = 0.1  # share of the prompts of the last stage that are general text
 TEXT_ROWS, STUDENT_TEXT_ROWS = 12, 6  # rows of text beside 64 chains
 LIKELIEST = 64  # tokens of the teacher's that a student learns from
 
@@ -178,8 +178,9 @@ def preferred(world: World, folder: Path) -> dict[str, Any]:
 def final(world: World, folder: Path) -> dict[str, Any]:
     """GRPO with the task's rules and the preference for general text, whose held-out loss is watched.
 
-    The learning rate falls to 0: most problems are answered rightly by all samples and hold nothing, so that
-    it is text that moves the network, and what this shakes loose of the task has to settle.
+    Most problems are answered rightly by all samples and hold nothing, so that it is text that moves the
+    network. Hence the small share of text, and a learning rate that falls to 0: what is shaken loose of the
+    task settles again. (docs/r1.md has what other settings cost.)
     """
     road = world.road
     prefixes = Continuations(world.batches(road.seed + 3), world.tokenizer)
