@@ -6,6 +6,7 @@ module for multi-token prediction, a batch in one piece.
 
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import tinygrad_ds as tg
 from layers import generate
+from layers.precision import EXACT, Bfloat16, Fp8, precision
 from tests import cupy_on_cpu
 from tests.cuda.test_training import figures_of_loss, make_optimizer
 from tests.train.test_trainer import next_work
@@ -26,7 +28,7 @@ pytestmark = [
 GPU = Path(__file__).parent.parent.parent / "docs" / "gpu.md"
 
 
-def counts_of_steps(kind, kernels="fused", sizes=(4,)):
+def counts_of_steps(kind, kernels="fused", sizes=(4,), around=nullcontext):
     """What each step after the first two asked of the device."""
     seen = []
     with tg.using(device="cuda", kernels=kernels):
@@ -39,6 +41,7 @@ def counts_of_steps(kind, kernels="fused", sizes=(4,)):
             State(total=32 * 5),
             learning_rate=lambda state: 0.01,
             bias_speed=lambda state: 0.01,
+            around=around,
             after=[lambda state, record: seen.append(cupy_on_cpu.counts())],
         )
     steps = [{name: b[name] - a[name] for name in b} for a, b in zip(seen, seen[1:])]
@@ -46,21 +49,33 @@ def counts_of_steps(kind, kernels="fused", sizes=(4,)):
 
 
 def written_down():
-    """The rows of the table in docs/gpu.md: (optimizer, kernels) -> numbers by column."""
-    rows = re.findall(r"^\| (adamw|muon), (\w+) \|(.*)\|$", GPU.read_text(), flags=re.M)
+    """The rows of the table in docs/gpu.md: (optimizer, kernels, precision) -> numbers by column."""
+    rows = re.findall(r"^\| (adamw|muon), (\w+)(?:, (\w+))? \|(.*)\|$", GPU.read_text(), flags=re.M)
     names = ("launches", "products", "reads", "read_bytes", "writes")
     return {
-        (kind, kernels): dict(zip(names, (int(cell.replace(",", "")) for cell in cells.split("|"))))
-        for kind, kernels, cells in rows
+        (kind, kernels, precision): dict(
+            zip(names, (int(cell.replace(",", "")) for cell in cells.split("|")))
+        )
+        for kind, kernels, precision, cells in rows
     }
 
 
-@pytest.mark.parametrize("kernels", ["fused", "reference"])
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_counts_are_those_written_down(kind, kernels):
+PRODUCTS = {"": EXACT, "FP8": Fp8(), "bfloat16": Bfloat16()}
+
+
+def test_what_is_written_down_is_all():
+    rest = [("adamw", "fused", "FP8"), ("adamw", "fused", "bfloat16")]
+    assert [*written_down()] == [
+        *((kind, kernels, "") for kind in ("adamw", "muon") for kernels in ("fused", "reference")),
+        *rest,
+    ]
+
+
+@pytest.mark.parametrize("row", written_down(), ids=" ".join)
+def test_counts_are_those_written_down(row):
     """Each table of addresses, two copies, stays where gradients come to lie where they lay before."""
-    expected = written_down()[kind, kernels]
-    for step in counts_of_steps(kind, kernels):
+    expected, (kind, kernels, kept) = written_down()[row], row
+    for step in counts_of_steps(kind, kernels, around=lambda: precision(PRODUCTS[kept])):
         assert {name: step[name] for name in expected if name != "writes"} == {
             name: count for name, count in expected.items() if name != "writes"
         }

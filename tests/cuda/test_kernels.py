@@ -125,6 +125,21 @@ LARGER = {
     "experts_out": [
         ((numbers(450, 90), numbers(150, 3, seed=1), numbers(5, 70, 45, seed=2), *sent(150, 3, 5)), {})
     ],
+    "fp8_experts_in": [
+        ((numbers(150, 70), numbers(5, 96, 70, seed=1), *sent(150, 3, 5)), {"recipe": recipe})
+        for recipe in (Fp8Recipe(side=32), Fp8Recipe(side=20, seed=5, gradient_format="e5m2"))
+    ],
+    "fp8_experts_out": [
+        (
+            (numbers(450, 90), numbers(150, 3, seed=1), numbers(5, 70, 45, seed=2), *sent(150, 3, 5)),
+            {"recipe": recipe},
+        )
+        for recipe in (Fp8Recipe(), Fp8Recipe(side=16, seed=7, cache_format="e5m6", power_of_two=True))
+    ],
+    "fp8_swiglu_linear": [
+        ((numbers(5, 30, 280), numbers(150, 140, seed=1)), {"recipe": Fp8Recipe(seed=3)}),
+        ((numbers(90, 80), numbers(30, 40, seed=1)), {"recipe": Fp8Recipe(cache_format="e5m6", side=16)}),
+    ],
     "fp8_linear": [
         (
             (numbers(5, 30, 140), numbers(150, 140, seed=1)),

@@ -124,6 +124,16 @@ MUTANTS = {
     "optimizer: a piece too long": Mutant(
         "optimizer.cu", "min(start + PIECE, leaf[4])", "start + PIECE", "optimizer"
     ),
+    "FP8: an expert's last tile reaches into the next": Mutant(
+        "quantize.cu", "min(offsets[e + 1], first + tile_rows)", "first + tile_rows", "fp8_experts_in"
+    ),
+    "FP8: all experts round like the first": Mutant(
+        "quantize.cu", "(unsigned)expert * 0x9E3779B1u", "0u", "fp8_experts_in"
+    ),
+    "FP8: codes without a sign": Mutant("quantize.cu", "code += codes.top", "code += 0", "fp8_linear"),
+    "FP8: the scale of the first tile for all of a row": Mutant(
+        "quantize.cu", "i % columns / width]", "0]", "fp8_linear"
+    ),
     "bfloat16: cut off, not rounded": Mutant(
         "common.cuh", "all + 0x7fff + (all >> 16 & 1)", "all", "bfloat16"
     ),

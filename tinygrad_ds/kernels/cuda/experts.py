@@ -25,7 +25,7 @@ class ExpertsInSaved(NamedTuple):
 def experts_in(x, weight, position, offsets):
     if not covered(x, weight) or not position.size or len(offsets) != len(weight) + 1:
         return NotImplemented
-    position, offsets = _whole(position), _whole(offsets)
+    position, offsets = whole(position), whole(offsets)
     saved = ExpertsInSaved(contiguous(x), contiguous(weight), position, offsets, choice_of_row(position))
     return rows_times_matrix(saved.x, saved.weight, offsets, saved.choice, position.shape[1]), saved
 
@@ -58,7 +58,7 @@ def experts_out(gate_up, weights, weight, position, offsets):
     fits = weights.shape == position.shape and position.size == len(gate_up)
     if not covered(gate_up, weights, weight) or not fits or len(offsets) != len(weight) + 1:
         return NotImplemented
-    position, offsets = _whole(position), _whole(offsets)
+    position, offsets = whole(position), whole(offsets)
     given = contiguous(gate_up), contiguous(weights), contiguous(weight)
     saved = ExpertsOutSaved(*given, position, offsets, choice_of_row(position))
     rows = rows_times_matrix(_weighted_swiglu(saved), saved.weight, offsets)
@@ -69,10 +69,7 @@ def experts_out_backward_input(saved, g):
     gate_up, weights, weight, position, offsets, choice = saved
     of_tokens = choice, position.shape[1]
     u = rows_times_matrix(contiguous(g), weight, offsets, *of_tokens, transposed=True)
-    grad_gate_up, grad_weights = cupy.empty_like(gate_up), cupy.empty_like(weights)
-    arguments = u, gate_up, weights, choice, grad_gate_up, grad_weights, *u.shape
-    launch("moe.swiglu_backward", (blocks(len(u), 4),), (128,), *arguments, dtype=u.dtype)
-    return grad_gate_up, grad_weights, None, None, None
+    return *swiglu_backward_of(u, gate_up, weights, choice), None, None, None
 
 
 def experts_out_backward_weight(saved, g):
@@ -81,6 +78,14 @@ def experts_out_backward_weight(saved, g):
     h = _weighted_swiglu(saved)
     grad = matrix_gradient(contiguous(g), h, offsets, weight.shape, *of_tokens, g_by_token=True)
     return None, None, grad, None, None
+
+
+def swiglu_backward_of(u, gate_up, weights, choice):
+    """dL/dgate_up (M, 2 I) and dL/dweights (N, K) from u (M, I), the gradient at the weighted rows of h."""
+    grad_gate_up, grad_weights = cupy.empty_like(gate_up), cupy.empty_like(weights)
+    arguments = u, gate_up, weights, choice, grad_gate_up, grad_weights, *u.shape
+    launch("moe.swiglu_backward", (blocks(len(u), 4),), (128,), *arguments, dtype=u.dtype)
+    return grad_gate_up, grad_weights
 
 
 def _weighted_swiglu(saved):
@@ -92,5 +97,6 @@ def _weighted_swiglu(saved):
     return h
 
 
-def _whole(numbers):
+def whole(numbers):
+    """Whole numbers as kernels read them."""
     return contiguous(numbers.astype(cupy.int64, copy=False))

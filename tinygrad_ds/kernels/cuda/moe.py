@@ -17,6 +17,14 @@ def choice_of_row(position):
     return choice
 
 
+def copies_of(x, choice, chosen):
+    """(M, d): the token's row of x (N, d) for every row of an expert."""
+    rows = cupy.empty((len(choice), x.shape[1]), x.dtype)
+    arguments = x, choice, rows, *rows.shape, chosen
+    launch("moe.copy_tokens", (blocks(rows.size, 256),), (256,), *arguments, dtype=x.dtype)
+    return rows
+
+
 def add_copies(rows, weights, position):
     """y_n = sum_k w[n, k] rows[position[n, k]]; weights None count as ones."""
     (tokens, chosen), (count, d) = position.shape, rows.shape
@@ -36,9 +44,7 @@ def dispatch(x, indices, *, num_experts):
     if not covered(x) or x.ndim != 2 or len(x) != len(indices) or not indices.size:
         return NotImplemented
     offsets, position = expert_order(indices, num_experts=num_experts)
-    rows = cupy.empty((position.size, x.shape[1]), x.dtype)
-    arguments = contiguous(x), choice_of_row(position), rows, *rows.shape, position.shape[1]
-    launch("moe.copy_tokens", (blocks(rows.size, 256),), (256,), *arguments, dtype=x.dtype)
+    rows = copies_of(contiguous(x), choice_of_row(position), position.shape[1])
     return Dispatched(rows, offsets, position), DispatchSaved(position)
 
 
