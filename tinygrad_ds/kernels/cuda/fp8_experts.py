@@ -109,17 +109,12 @@ def fp8_experts_out_backward_weight(saved, g):
 def _weight_gradient(g, x, saved):
     """Q'(g)^T Q'(x) of every expert's rows, tiles along them."""
     recipe = saved.recipe
-    given = ((g, recipe.gradient_format, G_AGAIN), (x, recipe.format, X_AGAIN))
-    factors = (
-        down_experts(
-            rows,
-            saved.offsets,
-            format,
-            recipe.side,
-            recipe.power_of_two,
-            recipe.rounding(which),
-            counter(cupy),
-        )
-        for rows, format, which in given
-    )
-    return matrix_gradient(*factors, saved.offsets, saved.weight.shape)
+    sent = _down(g, recipe.gradient_format, recipe.rounding(G_AGAIN), saved)
+    again = _down(x, recipe.format, recipe.rounding(X_AGAIN), saved)
+    return matrix_gradient(sent, again, saved.offsets, saved.weight.shape)
+
+
+def _down(rows, format, seed, saved):
+    """Q'(rows), the tiles of each expert its own."""
+    recipe = saved.recipe
+    return down_experts(rows, saved.offsets, format, recipe.side, recipe.power_of_two, seed, counter(cupy))
