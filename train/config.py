@@ -107,6 +107,8 @@ class Parallel:
     """Nodes that these ranks are on; groups of experts (n_group) stay on one node."""
     redundant_experts: int = 0
     """Copies of busy experts, beyond one of each, over all these ranks."""
+    place_every: int = 0
+    """Steps after which experts are placed anew, by their loads since then; 0: only when a run goes on."""
     shard_optimizer: bool = False
     """ZeRO-1: what several ranks hold alike, each steps a share of, and keeps the moments of that alone."""
     trace_step: int = 3
@@ -116,12 +118,14 @@ class Parallel:
     times as long for what is no part of a step."""
 
     def __post_init__(self) -> None:
-        for name in ("redundant_experts", "trace_step"):
+        for name in ("redundant_experts", "place_every", "trace_step"):
             if (value := getattr(self, name)) < 0:
                 raise UserError(f"{name} is {value} but must be at least 0")
         for name in ("pipeline_ranks", "expert_ranks", "expert_nodes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name} is {value} but must be at least 1")
+        if self.place_every and self.expert_ranks == 1:
+            raise UserError(f"place_every is {self.place_every} but expert_ranks 1: they have no other place")
         if self.timeout <= 0:
             raise UserError(f"timeout is {self.timeout} but must be above 0 seconds")
 

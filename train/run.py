@@ -108,8 +108,7 @@ def resume(folder: Path, saved: Config, config: Config, display: Display, team: 
     model.recompute = config.recompute
     team.take(model, lambda model: make_optimizer(config, model), fill)
     state = load_state(checkpoint, team.whole_optimizer)
-    if config.tokens != saved.tokens:
-        state.total = config.tokens
+    state.total = config.tokens if config.tokens != saved.tokens else state.total
     if state.done >= state.total:
         raise UserError(
             f"{folder} has finished its {state.total:,.0f} tokens: ask for more, such as "

@@ -71,11 +71,18 @@ class Communicator:
         self.numbers = list(range(self.size)) if numbers is None else list(numbers)
         self.post = post or Post()
         self.trace = self.post.trace
+        self.parts: dict[tuple[int, ...], Communicator] = {}
 
     def part(self, ranks: Sequence[int]) -> "Communicator":
-        """A communicator of some of these ranks, in this order. They all call this, and nobody else."""
-        group = self.mpi.Get_group().Incl(list(ranks))
-        return Communicator(self.mpi.Create_group(group), [self.numbers[r] for r in ranks], self.post)
+        """A communicator of some of these ranks, in this order. They all call this, and nobody else.
+
+        What was asked for before is given again: communicators of MPI are few.
+        """
+        if (key := tuple(ranks)) not in self.parts:
+            group = self.mpi.Get_group().Incl(list(ranks))
+            numbers = [self.numbers[r] for r in ranks]
+            self.parts[key] = Communicator(self.mpi.Create_group(group), numbers, self.post)
+        return self.parts[key]
 
     def begin(
         self, request: Any, what: str, *buffers: Any, landing: tuple[Any, Array] | None = None

@@ -10,6 +10,7 @@ import numpy as np
 
 from layers import DeepSeekModel
 from layers.module import hollow
+from tinygrad_ds.device import Array
 from train.checkpoint import SaveEvery
 from train.config import Config, Parallel
 from train.errors import UserError
@@ -17,9 +18,11 @@ from train.parallel.communicator import Communicator
 from train.parallel.experts import spread
 from train.parallel.launch import under_mpiexec, world
 from train.parallel.layout import Layout, check_batches, make_layout
-from train.parallel.placement import Hosts, busiest, check, place_experts
-from train.parallel.replicas import Replicas
-from train.parallel.units import Shard, of_shard, places, to_whole
+from train.parallel.moving import move
+from train.parallel.placement import Hosts, Placement
+from train.parallel.placer import Placer
+from train.parallel.replicas import Replicas, ShareOptimizer
+from train.parallel.units import Shard, of_shard, places, to_whole, whole_units
 from train.pipeline.executor import Executor
 from train.pipeline.interleave import Interleaver
 from train.pipeline.measured import recorded, write_charts
@@ -63,31 +66,6 @@ def flat(table: Mapping[str, Any]) -> dict[str, Any]:
     return flattened
 
 
-class ShareOptimizer:
-    """An optimizer over a rank's shard; after a step everybody has what the others stepped."""
-
-    def __init__(self, inner: Any, replicas: Replicas) -> None:
-        self.inner, self.replicas = inner, replicas
-
-    @property
-    def lr(self) -> float:
-        """The learning rate, as the loop sets it."""
-        return self.inner.lr
-
-    @lr.setter
-    def lr(self, rate: float) -> None:
-        self.inner.lr = rate
-
-    def step(self) -> None:
-        """Move this rank's share and collect the rest."""
-        self.inner.step()
-        self.replicas.share_out()
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        self.inner.zero_grad()
-
-
 class WholeOptimizer:
     """The state of all ranks' optimizers as one process would have it."""
 
@@ -114,8 +92,8 @@ class Crew(Team):
         self.layout: Layout = make_layout(config.parallel, ranks.rank, ranks.size)
         self.layout.stages(config.sizes.num_hidden_layers)
         settings = config.parallel
-        self.hosts = Hosts(settings.expert_ranks, settings.expert_nodes, settings.redundant_experts)
-        check(config.sizes.n_routed_experts, self.hosts, config.sizes.n_group)
+        hosts = Hosts(settings.expert_ranks, settings.expert_nodes, settings.redundant_experts)
+        self.placer = Placer(hosts, config.sizes.n_routed_experts, config.sizes.n_group, say)
         check_batches(config, self.layout)
         ranks.post.patience = config.parallel.timeout
         self.speaks = ranks.rank == 0
@@ -138,12 +116,15 @@ class Crew(Team):
     ) -> None:
         """Take over this rank's part of a hollow network, which is made and filled here, and nothing else."""
         ranks, layout = self.ranks, self.layout
-        interleaver = Interleaver(ranks)
+        interleaver = self.interleaver = Interleaver(ranks)
         self.places = places(model)
         split = layout.stages(len(model.layers))
         held = [layer for layers in split.values() for layer in layers]
         self.model = Stage(model, held, interleaver)
-        self.spread_experts(model, interleaver)
+        if self.placer.hosts.ranks > 1:
+            known = ranks.from_first(self.remembered, "the loads of experts")  # all must place alike
+            self.placer.begin([*model.moe_layers()], known)
+            self.spread(self.placer.placements)
         self.model.allocate()
         fill(self.model)
         with ranks.patient():
@@ -151,14 +132,17 @@ class Crew(Team):
         stages = {stage: Stage(model, layers, interleaver) for stage, layers in split.items()}
         self.executor = Executor(stages, layout.schedule, ranks.part(layout.mates()), interleaver)
         self.replicas = Replicas(self.model, ranks, sharded=self.config.parallel.shard_optimizer)
-        self.optimizer = ShareOptimizer(
-            make_optimizer(Shard(self.model, self.replicas.stepped())), self.replicas
-        )
+        self.make_optimizer = make_optimizer
+        self.optimizer = ShareOptimizer(self.optimizer_of_units(), self.replicas)
         self.whole, self.whole_optimizer = self.model, WholeOptimizer(self)
         if self.speaks:
             with hollow():
                 self.whole = DeepSeekModel(model.config, seed=None, dtype=model.dtype.name)
         self.tell_bytes()
+
+    def optimizer_of_units(self) -> Any:
+        """A new optimizer of what this rank steps."""
+        return self.make_optimizer(Shard(self.model, self.replicas.stepped()))
 
     def tell_bytes(self) -> None:
         """Say how much of the network, and of the optimizer's state, a rank holds."""
@@ -169,24 +153,32 @@ class Crew(Team):
             least, most = min(each) / 1e6, max(each) / 1e6
             self.say(f"ranks hold {least:.2f} to {most:.2f} MB of {what}")
 
-    def spread_experts(self, model: DeepSeekModel, interleaver: Interleaver) -> None:
-        """Place the experts by the loads that are known, and leave this rank those of its layers."""
-        if self.hosts.ranks == 1:
-            return
-        moes, experts = model.moe_layers(), model.config.n_routed_experts
-        known = self.ranks.from_first(self.remembered, "the loads of experts")  # all must place alike
-        loads = {name: known.get(name, np.ones(experts)) for name in moes}
-        self.placements = {
-            name: place_experts(load, self.hosts, model.config.n_group) for name, load in loads.items()
-        }
-        numbered = [each.tolist() for each in np.array_split(np.arange(experts), self.hosts.ranks)]
-        for name, load in loads.items() if known else ():
-            self.say(
-                f"{name}: the busiest rank gets {busiest(load, numbered):.2f} times the mean with experts "
-                f"as they are numbered, {busiest(load, self.placements[name]):.2f} as they are placed now"
-            )
+    def spread(self, placements: Mapping[str, Placement]) -> None:
+        """Have in the layers that these are of the experts that this rank is to hold, still to be written."""
         ranks = self.ranks.part(self.layout.experts())
-        spread(self.model.moe_layers(), self.placements, ranks, interleaver)
+        spread(self.model.moe_layers(), placements, ranks, self.interleaver)
+
+    def place_again(self) -> None:
+        """Place experts by their loads since that was done last; weights and moments go with them."""
+        if not (changed := self.placer.again()):
+            return
+
+        def weights() -> dict[str, Array]:
+            units = whole_units(self.model)
+            return {
+                unit.label: unit.data for unit in units if unit.part.name.split(".experts.")[0] in changed
+            }
+
+        before = weights() | self.optimizer.inner.state_dict()
+        self.spread(changed)
+        self.replicas = Replicas(self.model, self.ranks, sharded=self.config.parallel.shard_optimizer)
+        inner = self.optimizer_of_units()
+        state = inner.state_dict()
+        came = move(self.ranks, before, weights() | state)
+        inner.load_state_dict(state)
+        self.optimizer.renew(inner, self.replicas)
+        every = self.ranks.everybody(came, "the bytes of experts that came")
+        self.say(f"{sum(every) / 1e6:.2f} MB of weights and moments went to other ranks")
 
     def gradients(self, model: DeepSeekModel, work: Work, loss: Loss, state: State) -> dict[str, float]:
         """The loss of the whole batch with its parts; its gradient, or a share of it, in the leaves."""
@@ -244,10 +236,9 @@ class Crew(Team):
 
         def together(state: State, record: Record) -> None:
             record["loads"] = self.loads
-            if self.hosts.ranks > 1:
-                record["busiest_rank"] = {
-                    name: busiest(load, self.placements[name]) for name, load in self.loads.items()
-                }
+            if self.placer.hosts.ranks > 1:
+                record["busiest_rank"] = self.placer.busiest(self.loads)
+                self.placer.count(self.loads)
             for hook in own:
                 hook(state, record)
             due = [hook for hook in hooks if hasattr(hook, "due") and hook.due(state)]
@@ -265,6 +256,10 @@ class Crew(Team):
             ):  # at the end the whole is judged once more
                 self.whole.release()
                 self.whole_optimizer.state = {}
+            every = self.config.parallel.place_every
+            if every and state.step % every == 0 and state.done < state.total:
+                with state.phase("placing experts"):
+                    self.place_again()
 
         return [together]
 

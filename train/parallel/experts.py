@@ -6,7 +6,7 @@ Rows go by all-to-all, forward and backward, and nobody waits for them without d
 train/pipeline/interleave.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -88,9 +88,12 @@ class PlacedExperts(Experts):
 
 
 def spread(
-    moes: dict[str, MoE], placements: dict[str, Placement], ranks: Communicator, interleaver: Interleaver
+    moes: Mapping[str, MoE],
+    placements: Mapping[str, Placement],
+    ranks: Communicator,
+    interleaver: Interleaver,
 ) -> None:
-    """Leave in each mixture only the experts that this rank holds."""
-    for name, moe in moes.items():
-        layer = int(name.split(".")[2])
+    """Have in each mixture that is placed only the experts that this rank holds, still to be written."""
+    for name in moes.keys() & placements.keys():
+        moe, layer = moes[name], int(name.split(".")[2])
         moe.experts = PlacedExperts(moe.experts, layer, placements[name], ranks, interleaver)

@@ -45,6 +45,30 @@ def place_experts(loads: np.ndarray, hosts: Hosts, n_group: int = 1) -> Placemen
     return placement
 
 
+def kept_in_place(placement: Placement, before: Placement, nodes: int) -> Placement:
+    """The same packs of experts, each with a rank that holds much of it already, so that little moves.
+
+    Ranks of a node change places with one another, and whole nodes with whole nodes.
+    """
+    size = len(placement) // nodes
+    new, old = ([ranks[i : i + size] for i in range(0, len(ranks), size)] for ranks in (placement, before))
+    together = [[[e for rank in node for e in rank] for node in each] for each in (new, old)]
+    settled: Placement = []
+    for i, node in zip(matched(*together), old):
+        settled += [new[i][j] for j in matched(new[i], node)]
+    return settled
+
+
+def matched(new: Placement, old: Placement) -> list[int]:
+    """For every pack of `old` one of `new`, each once: those with most in common find each other first."""
+    common = {(i, j): len(set(a) & set(b)) for i, a in enumerate(old) for j, b in enumerate(new)}
+    found: dict[int, int] = {}
+    for i, j in sorted(common, key=lambda pair: (-common[pair], pair)):
+        if i not in found and j not in found.values():
+            found[i] = j
+    return [found[i] for i in range(len(old))]
+
+
 def nodes_used(hosts: Hosts, n_group: int) -> int:
     """The nodes among which groups are shared; 1 where that is impossible."""
     return hosts.nodes if n_group % hosts.nodes == 0 else 1

@@ -8,7 +8,7 @@ are added up in one message.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -111,6 +111,35 @@ class Replicas:
             for name, value in each.items():
                 total[name] = total.get(name, 0.0) + value
         return total
+
+
+class ShareOptimizer:
+    """An optimizer over a rank's shard; after a step everybody has what the others stepped."""
+
+    def __init__(self, inner: Any, replicas: Replicas) -> None:
+        self.inner, self.replicas = inner, replicas
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, as the loop sets it."""
+        return self.inner.lr
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self.inner.lr = rate
+
+    def renew(self, inner: Any, replicas: Replicas) -> None:
+        """Go on with other units."""
+        self.inner, self.replicas = inner, replicas
+
+    def step(self) -> None:
+        """Move this rank's share and collect the rest."""
+        self.inner.step()
+        self.replicas.share_out()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self.inner.zero_grad()
 
 
 def layer_of(name: str, layers: int) -> str:

@@ -34,6 +34,7 @@ class Case:
     muon: bool = False
     mtp_weight: float = 0.3
     recompute: bool = False
+    experts: int = CONFIG.n_routed_experts
 
     @property
     def layers(self) -> int:
@@ -48,6 +49,7 @@ class Case:
         """The network, hollow, in float64, its weights large so that no gradient is lost in rounding."""
         config = CONFIG.replace(
             num_hidden_layers=self.layers,
+            n_routed_experts=self.experts,
             tie_word_embeddings=self.tied,
             initializer_range=0.2,
         )
@@ -81,7 +83,7 @@ class Case:
     @property
     def config(self) -> Config:
         """The settings of a run that would be this."""
-        sizes = Sizes(num_hidden_layers=self.layers, n_routed_experts=CONFIG.n_routed_experts)
+        sizes = Sizes(num_hidden_layers=self.layers, n_routed_experts=self.experts, n_group=CONFIG.n_group)
         schedule = Schedule(batch=2 * self.ranks * ROWS, first_batch=0)
         return Config(
             micro_batch=ROWS, sizes=sizes, schedule=schedule, parallel=replace(self.parallel, trace_step=0)
@@ -161,7 +163,7 @@ def measure(case: Case, ranks: Any) -> dict[str, Any]:
         "moments": [each[3] for each in every],
         "sent": [each[4].sent for each in every],
         "traces": [each[4] for each in every],
-        "busiest": [record.get("busiest_rank") for record in seen["records"]],
+        "placements": crew.placer.placements,
     }
 
 
@@ -196,11 +198,19 @@ def cases(ranks: int) -> dict[str, Case]:
     found["no MTP loss"] = Case(ranks, Parallel(pipeline="one_f_one_b"), mtp_weight=0.0)
     for name in ("zb1p", "dualpipe"):
         found[f"{name}, recomputed"] = replace(found[name], recompute=True)
+    again = Case(ranks, Parallel(expert_ranks=2, place_every=2), steps=5, experts=8)
+    found["experts placed again"] = again
+    shares = Parallel(expert_ranks=2, redundant_experts=2, shard_optimizer=True, place_every=1)
+    found["experts placed again, copies, shares"] = replace(again, parallel=shares, steps=3)
+    found["experts placed again, Muon, shares"] = replace(again, parallel=shares, steps=3, muon=True)
     if ranks >= 4:
         both = Parallel(pipeline="dualpipe", pipeline_ranks=2, expert_ranks=2)
         found["pipeline x experts"] = Case(ranks, both)
         found["pipeline x experts, copies, shares"] = Case(
             ranks, replace(both, redundant_experts=2, shard_optimizer=True)
+        )
+        found["pipeline x experts placed again"] = replace(
+            found["experts placed again, copies, shares"], parallel=replace(both, place_every=1)
         )
         found["pipeline x data, shares"] = Case(
             ranks, replace(both, pipeline="zb1p", expert_ranks=1, shard_optimizer=True)

@@ -8,6 +8,7 @@ import pytest
 import tinygrad_ds as tg
 from tests.train.parallel.jobs import alone, cases
 from tests.train.parallel.launching import finish, start
+from train.parallel.placement import Hosts, place_experts
 from train.pipeline.measured import meanwhile
 
 pytestmark = pytest.mark.mpi
@@ -28,7 +29,7 @@ def on_ranks(ranks, names, folder):
 
 def one_process(case, memory):
     """The same without ranks; cases that differ only in ranks are the same then."""
-    key = (case.ranks, case.layers, case.tied, case.muon, case.mtp_weight, case.steps)
+    key = (case.ranks, case.layers, case.tied, case.muon, case.mtp_weight, case.steps, case.experts)
     if key not in memory:
         with tg.using(kernels="reference"):
             memory[key] = alone(case)
@@ -66,6 +67,11 @@ def compare(ranks, names, folder, tolerance=1e-12):
 def test_ranks_compute_what_one_process_does(ranks, tmp_path):
     """Every schedule, with MTP, balance loss, embedding and head on different ranks; experts and shares."""
     results = compare(ranks, QUICK[ranks], tmp_path)
+    for name, ours in results.items():
+        if name.startswith("experts placed again"):
+            case = cases(ranks)[name]
+            even = place_experts(np.ones(8), Hosts(2, redundant=case.parallel.redundant_experts), n_group=2)
+            assert any(placement != even for placement in ours["placements"].values()), name
     for trace in results["pipeline x experts, copies, shares"]["traces"] if ranks == 4 else ():
         check_turns(trace)
     for name in ("data", "dualpipe") if ranks == 2 else ():

@@ -7,7 +7,7 @@ import tinygrad_ds as tg
 from layers import DeepSeekModel
 from tests.train.tiny import CONFIG, tiny_rows
 from train.errors import UserError
-from train.parallel.placement import Hosts, busiest, pack, place_experts, rank_loads, replicate
+from train.parallel.placement import Hosts, busiest, kept_in_place, pack, place_experts, rank_loads, replicate
 
 
 @st.composite
@@ -90,3 +90,21 @@ def test_packing_moves_an_item_where_a_kind_would_meet_itself():
 def test_numbers_that_do_not_fit_are_refused(experts, hosts, sentence):
     with pytest.raises(UserError, match=sentence):
         place_experts(np.ones(experts), hosts, n_group=2)
+
+
+@given(problems(), st.randoms())
+def test_packs_stay_with_the_ranks_that_have_them(problem, random):
+    """The same placement with ranks of a node exchanged, and nodes: all go back. Another: the same packs."""
+    loads, hosts, groups = problem
+    placement, size = place_experts(loads, hosts, groups), hosts.ranks // hosts.nodes
+    nodes = [random.sample(placement[i : i + size], size) for i in range(0, hosts.ranks, size)]
+    shuffled = [rank for node in random.sample(nodes, len(nodes)) for rank in node]
+    back = kept_in_place(shuffled, placement, hosts.nodes)
+    assert sorted(back) == sorted(placement)
+    if not hosts.redundant:
+        assert back == placement
+    other = kept_in_place(placement, place_experts(loads[::-1], hosts, groups), hosts.nodes)
+    ends = range(0, hosts.ranks, size)
+    assert sorted(sorted(other[i : i + size]) for i in ends) == sorted(
+        sorted(placement[i : i + size]) for i in ends
+    )

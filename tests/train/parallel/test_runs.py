@@ -58,7 +58,7 @@ def test_one_process_goes_on_where_two_ranks_were_killed(text, tmp_path, monkeyp
 def test_any_number_of_ranks_goes_on_from_any_other(text, tmp_path, monkeypatch):  # noqa: F811
     """One process, four ranks, two."""
     run, longer = tmp_path / "run", {"tokens": 1536, "micro_batch": 2}
-    sharing = ("--expert-ranks", 2, "--redundant-experts", 2, "--shard-optimizer")
+    sharing = ("--expert-ranks", 2, "--redundant-experts", 2, "--shard-optimizer", "--place-every", 1)
     until(3, 1, "--text", text, "--out", run, *flags(**SIZES | longer))
     out = until(5, 4, "--resume", run, "--pipeline", "dualpipe_v", "--pipeline-ranks", 2, *sharing)
     assert "step-00000002" in out
