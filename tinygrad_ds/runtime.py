@@ -20,7 +20,8 @@ def quiet_idle_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "OPENBLAS_THREAD_TIMEOUT" not in os.environ:
         os.environ["OPENBLAS_THREAD_TIMEOUT"] = "4"
-        if "numpy" in sys.modules and threading.active_count() == 1:
+        others_may_compute = threading.active_count() > 1 and "ipykernel" not in sys.modules
+        if "numpy" in sys.modules and not others_may_compute:
             restart_openblas()
 
 
@@ -29,7 +30,7 @@ def restart_openblas() -> None:
 
     Its waiting threads would otherwise turn for 20 ms after each product, on cores that others need: a
     training step takes 1.5 times as long. It restarts its threads in this way after every fork. A build
-    without these functions stays as it is.
+    without these functions stays as it is. No other thread may be in a product meanwhile.
     """
     from threadpoolctl import ThreadpoolController
 
