@@ -141,29 +141,34 @@ def kept_in_block(config: DeepSeekConfig, *, moe: bool) -> int:
 def memory_to_train(
     config: DeepSeekConfig, batch: int, length: int, *, recompute: bool = False
 ) -> dict[str, int]:
-    """Bytes by purpose, in float32: their sum is the peak, within 12 %.
+    """Bytes by purpose, in float32: their sum is the peak of a step of several micro-batches, within a tenth.
 
-    Weights, gradients, AdamW's two moments, what backward reads, and the logits that the head has at once.
-    recompute: where backward computes blocks again, one at a time, what that keeps can be more than the
-    logits, which are gone by then.
+    Weights, gradients, AdamW's two moments, what backward reads, the gradients that heads make with their
+    loss, and the logits that a head has at once. recompute: where backward computes blocks again, one at a
+    time, that can take more than the logits, which are gone by then.
     """
     tokens = batch * length
     weights = weight_bytes(config, "float32", mtp=True)
     kept = 4 * tokens * kept_numbers(config, recompute=recompute)
     needs = {"weights": weights, "gradients": weights, "moments": 2 * weights, "kept for backward": kept}
+    heads = 1 + config.num_nextn_predict_layers
+    needs["gradients of heads"] = 4 * heads * config.vocab_size * config.hidden_size
     logits = 4 * min(tokens, LOGITS) * config.vocab_size
     again = 4 * tokens * largest_block(config) if recompute else 0
     return needs | ({"one block, computed again": again} if again > logits else {"logits": logits})
 
 
 def largest_block(config: DeepSeekConfig) -> int:
-    """Numbers that one token keeps in the part that keeps most of those that are computed again."""
-    layers, dense = config.num_hidden_layers, config.first_k_dense_replace
-    kinds = {False: dense > 0, True: layers > dense}
-    found = [kept_in_block(config, moe=moe) for moe, there in kinds.items() if there]
+    """Numbers that one token takes in the largest of the parts that are computed again: what it keeps, and
+    the gradients that its feed-forward has at once.
+    """
+    layers, dense, d = config.num_hidden_layers, config.first_k_dense_replace, config.hidden_size
+    width = {False: config.intermediate_size, True: config.num_experts_per_tok * config.moe_intermediate_size}
+    there = {False: dense > 0, True: layers > dense}
+    found = [kept_in_block(config, moe=moe) + 3 * width[moe] for moe in width if there[moe]]
     if config.num_nextn_predict_layers:
-        found.append(kept_in_block(config, moe=True) + 6 * config.hidden_size)
-    return max(found)
+        found.append(kept_in_block(config, moe=True) + 3 * width[True] + 6 * d)
+    return max(found) + 2 * d
 
 
 def memory_to_serve(config: DeepSeekConfig, batch: int, length: int, kind: str) -> dict[str, int]:

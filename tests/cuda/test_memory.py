@@ -29,7 +29,7 @@ class Peak(cupy.cuda.MemoryHook):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("batch", "time", "vocab"), [(4, 32, 4096), (16, 32, 512)])
 def test_predicted_peak_of_a_step_is_the_measured_one(batch, time, vocab, recompute):
-    """To 12 %; in the strict modes the pool is not used."""
+    """To a tenth, where there are two micro-batches; in the strict modes the pool is not used."""
     config = Sizes().deepseek(vocab, time, 0)
     ids = np.random.default_rng(0).integers(0, vocab, (batch, time))
     pool = cupy.get_default_memory_pool()
@@ -38,11 +38,12 @@ def test_predicted_peak_of_a_step_is_the_measured_one(batch, time, vocab, recomp
         model = DeepSeekModel(config)
         model.recompute = recompute
         optimizer = AdamW(model, lr=1e-3)
-        loss = model.loss(ids, ids, mtp_weight=0.3, balance_weight=1e-4)
-        loss.backward()
+        for _ in range(2):
+            loss = model.loss(ids, ids, mtp_weight=0.3, balance_weight=1e-4)
+            loss.backward()
         clip_later(model, 1.0).finish(optimizer, {"loss": loss.data}, 0.01)
     needs = memory_to_train(config, batch, time, recompute=recompute)
-    assert peak.found - before == pytest.approx(sum(needs.values()), rel=0.12)
+    assert peak.found - before == pytest.approx(sum(needs.values()), rel=0.1)
 
 
 def test_what_will_not_fit_is_told_with_what_to_lower():
@@ -51,9 +52,8 @@ def test_what_will_not_fit_is_told_with_what_to_lower():
 
     assert too_large(CONFIG, 16, 16, needed(16)) is None and too_large(CONFIG, 16, 16, None) is None
     told = too_large(CONFIG, 16, 16, needed(9))
-    assert told.endswith(
-        "lower micro_batch from 16 to 9, which adds up to the same batch; or add --recompute"
-    )
+    assert "lower micro_batch from 16 to 9, which adds up to the same batch; or add --recompute" in told
+    assert too_large(CONFIG, 16, 16, needed(16, True)).endswith("; or add --recompute")
     little = too_large(CONFIG, 16, 16, needed(4, True))
     assert little.endswith(
         "; or add --recompute and lower micro_batch from 16 to 4, which adds up to the same batch"

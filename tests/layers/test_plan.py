@@ -246,8 +246,11 @@ def test_recomputing_keeps_inputs_alone(modules):
     kept = kept_bytes(model, model.loss(ids, ids, mtp_weight=0.3 if modules else 0.0))
     numbers = kept_numbers(config, recompute=True)
     heads = 4 * 20 * 40 * (1 + modules)  # on a CPU the head has its weight's gradient ready
+    shared = (
+        4 * 60 * 40 if modules else 0
+    )  # and the last norm keeps its result, which is an input of a module
     assert numbers == (3 + 2 + 3 * modules) * 40
-    assert kept - heads == pytest.approx(4 * 60 * numbers, rel=0.05)
+    assert kept - heads + shared == pytest.approx(4 * 60 * numbers, rel=0.05)
 
 
 def test_memory_adds_up():
