@@ -83,7 +83,8 @@ $(CUDA)/.installed: $(SOURCES)
 test-cuda: $(CUDA)/.installed  ## everything on CuPy arrays, without a GPU: the kernels are run on the CPU
 	$(ON_CPU) -m pytest -n $(WORKERS) --dist worksteal --durations 5 tests/cupy_on_cpu tests/cuda
 	CUPY_ON_CPU_SHUFFLE=1 CUPY_ON_CPU_GUARD=1 $(ON_CPU) -m pytest -n $(WORKERS) --dist worksteal \
-	    --durations 5 tests/cuda/test_kernels.py tests/cuda/test_mutants.py
+	    --durations 5 tests/cuda/test_kernels.py tests/cuda/test_mutants.py tests/cuda/test_bfloat16.py \
+	    tests/cuda/test_quantize.py
 
 gpu-check: $(INSTALLED)  ## for people with a GPU (GPU=cuda12 for an older driver): tests, benchmark, gpu-report.md
 	@if command -v nvidia-smi > /dev/null && ! $(BIN)/python -c 'import cupy' 2> /dev/null; then \
