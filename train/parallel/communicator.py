@@ -6,8 +6,10 @@ blocking call of MPI would spin on a core that the awaited rank may need, and co
 
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Timer
 from time import monotonic, sleep
 from typing import Any
 
@@ -15,10 +17,12 @@ import numpy as np
 
 from tinygrad_ds.device import Array, namespace
 from train.errors import UserError
+from train.parallel.roll_call import HERE, RollCall, named
 from train.parallel.staging import incoming, landed, outgoing
 from train.parallel.trace import Trace
 
 YIELDS, NAP = 20, 1e-4  # times that the core is only offered to others; seconds between two looks after that
+ATTENTION = 100  # naps after which a rank that waits looks whether others ask if it is there
 LONG = 10.0  # how many times longer others may take over what is no part of a step
 
 
@@ -54,8 +58,9 @@ class Pending:
 class Post:
     """What is under way from and to a rank; and its patience, seconds until it says what it waits for."""
 
-    def __init__(self) -> None:
+    def __init__(self, mpi: Any) -> None:
         self.patience = 60.0
+        self.roll = RollCall(mpi)
         self.flying: list[Pending] = []
         self.trace = Trace()
 
@@ -69,7 +74,7 @@ class Communicator:
     def __init__(self, mpi: Any, numbers: Sequence[int] | None = None, post: Post | None = None) -> None:
         self.mpi, self.rank, self.size = mpi, mpi.Get_rank(), mpi.Get_size()
         self.numbers = list(range(self.size)) if numbers is None else list(numbers)
-        self.post = post or Post()
+        self.post = post or Post(mpi)
         self.trace = self.post.trace
         self.parts: dict[tuple[int, ...], Communicator] = {}
 
@@ -79,9 +84,12 @@ class Communicator:
         What was asked for before is given again: communicators of MPI are few.
         """
         if (key := tuple(ranks)) not in self.parts:
-            group = self.mpi.Get_group().Incl(list(ranks))
             numbers = [self.numbers[r] for r in ranks]
-            self.parts[key] = Communicator(self.mpi.Create_group(group), numbers, self.post)
+            what = f"a communicator of {named(numbers)}"
+            self.meet(numbers, what)
+            with self.watched(f"{what}, which MPI does not make although they all came"):
+                made = self.mpi.Create_group(self.mpi.Get_group().Incl(list(ranks)))
+            self.parts[key] = Communicator(made, numbers, self.post)
         return self.parts[key]
 
     def begin(
@@ -96,21 +104,57 @@ class Communicator:
         """Ask after all that is under way, so that it goes on."""
         self.post.flying = [pending for pending in self.post.flying if not pending.test()]
 
+    def meet(self, numbers: Sequence[int], what: str) -> None:
+        """Return when all of these ranks, by their numbers among all, have called this. Raises Stalled."""
+        missing = self.post.roll.begin(numbers, HERE)
+        self.until(lambda: not missing(), what, lambda: f"{named(missing())} did not come")
+
     def wait(self, pending: Pending) -> None:
         """Return when it is complete. Raises Stalled after `patience` seconds."""
+
+        def who() -> str:
+            silent = self.post.roll.silent(self.numbers)
+            return f"{named(silent)} gave no answer" if silent else "all ranks wait for one another"
+
+        self.until(pending.test, pending.what, who)
+        self.post.flying = [other for other in self.post.flying if other is not pending]
+
+    def until(self, done: Callable[[], bool], what: str, who: Callable[[], str]) -> None:
+        """Return when it is `done`. After `patience` seconds raises Stalled with what is waited for, and who
+        is at fault.
+        """
         began, looks = monotonic(), 0
-        while not pending.test():
+        while not done():
             looks += 1
             if looks <= YIELDS:
                 os.sched_yield()
                 continue
             sleep(NAP)
+            if looks % ATTENTION == 0:
+                self.post.roll.answer()
             if monotonic() - began > self.post.patience:
-                raise Stalled(
-                    f"rank {self.numbers[self.rank]} has waited {self.post.patience:g} seconds for "
-                    f"{pending.what}: a rank is stuck, or --timeout is too short"
-                )
-        self.post.flying = [other for other in self.post.flying if other is not pending]
+                waited = self.waited(what)
+                raise Stalled(f"{waited}: {who()}; a rank is stuck, or --timeout is too short")
+
+    def waited(self, what: str) -> str:
+        """The beginning of the sentence of one who gives up."""
+        return f"rank {self.numbers[self.rank]} has waited {self.post.patience:g} seconds for {what}"
+
+    @contextmanager
+    def watched(self, what: str) -> Iterator[None]:
+        """For a call of MPI that blocks: after `patience` seconds a thread says so and ends the process."""
+
+        def give_up() -> None:
+            print(self.waited(what), file=sys.__stderr__, flush=True)
+            os._exit(1)
+
+        watchdog = Timer(self.post.patience, give_up)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
 
     @contextmanager
     def patient(self) -> Iterator[None]:
@@ -222,4 +266,4 @@ class Communicator:
         return [pickle.loads(joined[end - length : end].data) for end, length in zip(ends, lengths)]
 
     def __str__(self) -> str:
-        return f"ranks {', '.join(map(str, self.numbers))}"
+        return named(self.numbers)

@@ -35,6 +35,7 @@ def make_team(config: Config, say: Callable[[str], None]) -> Team:
     """This process alone, or as one rank of those that mpiexec started. Raises UserError."""
     if under_mpiexec():
         ranks = world()
+        ranks.post.patience = config.parallel.timeout
         refuse_differences(config, ranks)
         return Crew(config, ranks, say)
     if config.parallel != Parallel():
@@ -95,7 +96,6 @@ class Crew(Team):
         hosts = Hosts(settings.expert_ranks, settings.expert_nodes, settings.redundant_experts)
         self.placer = Placer(hosts, config.sizes.n_routed_experts, config.sizes.n_group, say)
         check_batches(config, self.layout)
-        ranks.post.patience = config.parallel.timeout
         self.speaks = ranks.rank == 0
         self.steps = 0  # of this session
         self.loads: dict[str, np.ndarray] = {}

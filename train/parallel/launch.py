@@ -1,5 +1,6 @@
 """Ranks begin and end together. mpi4py is imported here and nowhere else."""
 
+import faulthandler
 import io
 import os
 import sys
@@ -11,9 +12,11 @@ from typing import NoReturn
 
 from train.errors import UserError
 from train.parallel.communicator import LONG, Communicator, Stalled
+from train.parallel.roll_call import BYE, LISTEN, named
 
 # What launchers tell their processes: MPICH and Intel MPI, Open MPI, Slurm with PMIx.
 MARKS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
+START = 600.0  # seconds in which all ranks have begun; where one does not, MPI never says so to the others
 GRACE = 4.0  # seconds in which ranks that found the same mistake find each other
 
 
@@ -33,8 +36,10 @@ def world() -> Communicator:
             "alone where you have an MPI of your own"
         ) from error
     mpi4py.rc.thread_level = "funneled"  # kernels have threads, but only the main one calls MPI
+    faulthandler.dump_traceback_later(START, exit=True)  # while MPI begins no other thread of Python runs
     from mpi4py import MPI
 
+    faulthandler.cancel_dump_traceback_later()
     return Communicator(MPI.COMM_WORLD)
 
 
@@ -45,7 +50,6 @@ def together(work: Callable[[], int]) -> int:
     one rank alone met, an error that nobody foresaw above all, is told by it, and ends the others.
     """
     ranks, errors, said = world(), sys.stderr, io.StringIO()
-    goodbye = ranks.mpi.Dup()  # of its own: other ranks may still wait for something on the first
     if ranks.rank:
         sys.stdout, sys.stderr = open(os.devnull, "w"), said
     try:
@@ -54,16 +58,21 @@ def together(work: Callable[[], int]) -> int:
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except Stalled as stalled:
         print(stalled, file=errors, flush=True)
-        sleep(1.0)  # so that all that wait have said for what
+        end = monotonic() + 2 * LISTEN  # so that all that wait have said for what
+        while monotonic() < end:
+            ranks.post.roll.answer()
+            sleep(0.01)
         end_all(ranks, 1)
     except BaseException:
         print(f"rank {ranks.rank} of {ranks.size} failed:\n{traceback.format_exc()}", file=errors, flush=True)
         end_all(ranks, 1)
-    request, began = goodbye.Ibarrier(), monotonic()
+    missing, began = ranks.post.roll.begin(ranks.numbers, BYE), monotonic()
     limit = GRACE if code else ranks.post.patience * LONG
-    while not request.Test():
+    while absent := missing():
+        ranks.post.roll.answer()
         if monotonic() - began > limit:
-            why = said.getvalue().strip() or f"the others did not come to an end within {limit:.0f} seconds"
+            late = f"{named(absent)} did not come to an end within {limit:.0f} seconds"
+            why = said.getvalue().strip() or late
             print(f"rank {ranks.rank} of {ranks.size}: {why}", file=errors, flush=True)
             end_all(ranks, code or 1)
         sleep(0.01)
@@ -72,5 +81,6 @@ def together(work: Callable[[], int]) -> int:
 
 def end_all(ranks: Communicator, code: int) -> NoReturn:
     """End all ranks, this one included, with this exit code."""
+    sleep(0.2)  # a launcher that ends ranks at once would not hand on what this one has said
     ranks.mpi.Abort(code)
     os._exit(code)  # some Aborts return, and the launcher ends this process a moment later

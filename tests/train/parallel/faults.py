@@ -1,6 +1,7 @@
 """A run in which a rank meets a fault: `mpiexec -n 2 python -m tests.train.parallel.faults raise 1 3 FLAGS`.
 
-The fault (raise, kill or sleep) comes at the beginning of a step.
+The fault (raise, kill or sleep) comes at the beginning of a step. Others come where ranks meet: begin, before
+MPI has begun; settings, before anything was said; meet, before a communicator is made; make, while it is.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 
 from train import __main__ as program
+from train.parallel import communicator, crew, launch
 from train.parallel.crew import Crew
 
 
@@ -27,7 +29,24 @@ def main() -> None:
             time.sleep(600)
         return usual(self, model, work, loss, state)
 
+    def sleeps_before(usual):
+        def late(*arguments, **options):
+            if int(os.environ["PMI_RANK"]) == rank:
+                time.sleep(600)
+            return usual(*arguments, **options)
+
+        return late
+
     Crew.gradients = gradients
+    launch.START = 3.0
+    if fault == "begin":
+        launch.together = sleeps_before(launch.together)
+    elif fault == "settings":
+        crew.refuse_differences = sleeps_before(crew.refuse_differences)
+    elif fault == "meet":
+        communicator.Communicator.meet = sleeps_before(communicator.Communicator.meet)
+    elif fault == "make":
+        communicator.Communicator.watched = sleeps_before(communicator.Communicator.watched)
     program.main()
 
 

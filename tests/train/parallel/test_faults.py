@@ -58,6 +58,41 @@ def test_a_rank_that_is_stuck_is_named_by_those_that_wait(text, tmp_path, rank, 
     assert errors.startswith(waits) and "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (
+            "meet",
+            "has waited 3 seconds for a communicator of ranks 0, 1: rank {} did not come; a rank is stuck",
+        ),
+        pytest.param(
+            "settings",
+            "has waited 3 seconds for the settings of all ranks, from ranks 0, 1: rank {} gave no answer;",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "make",
+            "has waited 3 seconds for a communicator of ranks 0, 1, which MPI does not make although",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_rank_that_does_not_come_where_ranks_meet_is_named(text, tmp_path, fault, says, rank):  # noqa: F811
+    given = command(text, tmp_path / "run", timeout=3)
+    code, _, errors = finish(start(2, *FAULTS, fault, rank, 0, *given))
+    assert code == 1
+    assert errors.startswith(f"rank {1 - rank} {says.format(rank)}") and "Traceback" not in errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_begins_ends_the_others(text, tmp_path):  # noqa: F811
+    """MPI begins on all ranks or on none, and does not say on which it has."""
+    code, _, errors = finish(start(2, *FAULTS, "begin", 1, 0, *command(text, tmp_path / "run")))
+    assert code and "Timeout (0:00:03)!" in errors and "in world" in errors
+
+
 def test_different_settings_are_told_in_a_sentence(text, tmp_path):  # noqa: F811
     same = command(text, tmp_path / "run")
     second = [":", "-n", "1", sys.executable, "-m", "train", *same, "--lr", "0.2"]
