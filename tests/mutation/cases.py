@@ -108,7 +108,7 @@ def alike(a: Any, b: Any) -> bool:
     """Whether the whole derivative and its halves gave the same."""
     if a is None or b is None:
         return a is b
-    return bool(np.allclose(a, b, rtol=1e-5, atol=1e-8, equal_nan=True))
+    return twin_close(np.asarray(a), np.asarray(b))
 
 
 def half_of_a_wider(array: np.ndarray) -> np.ndarray:

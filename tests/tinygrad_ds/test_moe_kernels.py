@@ -10,7 +10,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import tinygrad_ds as tg
 from tests.tinygrad_ds.test_moe import ROUTER, draw
 from tinygrad_ds.kernels.cpu import experts, moe, products, routing
-from tinygrad_ds.kernels.cpu.common import Kernel
+from tinygrad_ds.kernels.cpu.common import PARTS, Kernel
+from tinygrad_ds.ops.experts import expert_order, token_of_row
 
 
 def large(dtype, tokens=700, experts=8, d=48, width=80):
@@ -106,3 +107,57 @@ def test_rows_in_another_order_than_that_of_their_tokens_reach_them_all_the_same
     assert all(np.allclose(a, b, rtol=1e-12) for a, b in gradients)
     expected, got = (pair.forward(gate_up, weights, down, position, offsets) for pair in (out, fused_out))
     assert np.allclose(got[0], expected[0], rtol=1e-12)
+
+
+def routed(tokens, count, chosen):
+    """Bounds, the token of each row, and where rows are: token n goes to experts n, n + 1, .. in turn."""
+    picks = (np.arange(tokens)[:, None] + np.arange(chosen)) % count
+    offsets, position = expert_order(picks, num_experts=count)
+    return offsets.tolist(), token_of_row(np, position), position
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen", "wanted"), [(3, 1, 5), (3, 2, 5), (1, 1, 5), (4, 2, 1), (2, 1, PARTS + 3)]
+)
+def test_chunks_of_tokens_are_of_one_size_and_no_token_is_in_two(count, chosen, wanted):
+    """So many that an expert has CHUNK_ROWS rows in each, but at least two and at most one for each part."""
+    tokens = wanted * count * experts.CHUNK_ROWS // chosen
+    bounds, of_row, _ = routed(tokens, count, chosen)
+    chunks = experts._chunks(bounds, of_row, tokens)
+    assert len(chunks) == min(max(wanted, 2), PARTS)
+    found = [np.unique(np.concatenate([of_row[i:j] for _, i, j in chunk])) for chunk in chunks]
+    assert np.array_equal(np.concatenate(found), np.arange(tokens))
+    assert np.ptp([len(each) for each in found]) <= 1
+    rows = []
+    for chunk in chunks:
+        assert chunk == sorted(chunk) and all(bounds[e] <= i < j <= bounds[e + 1] for e, i, j in chunk)
+        rows += [np.arange(i, j) for _, i, j in chunk]
+    assert np.array_equal(np.sort(np.concatenate(rows)), np.arange(len(of_row)))
+
+
+@pytest.mark.parametrize("tokens", [[0, 2, 1, 0, 1, 2], [0, 1, 2, 2, 0, 1], [1, 0, 2, 0, 1, 2]])
+def test_rows_that_are_not_in_the_order_of_tokens_are_one_chunk(tokens):
+    assert experts._chunks([0, 3, 3, 6], np.array(tokens), 3) == [[(0, 0, 3), (2, 3, 6)]]
+
+
+def test_a_chunk_has_no_runs_of_nothing():
+    assert experts._chunks([0, 3, 6], np.arange(6), 6) == [[(0, 0, 3)], [(1, 3, 6)]]
+    assert experts._chunks([0], np.arange(0), 4) == [[], []]
+
+
+def test_the_longest_run_is_the_first_and_no_expert_is_left_out():
+    found = experts._longest_first([0, 2, 2, 9, 12, 17])
+    assert found == [(2, 2, 9), (4, 12, 17), (3, 9, 12), (0, 0, 2), (1, 2, 2)]
+
+
+def test_products_say_how_many_multiplications_they_are(monkeypatch):
+    """Above so many, threads are woken."""
+    said, honest = [], experts.take_turns
+    monkeypatch.setattr(experts, "take_turns", lambda *given: said.append(given[2]) or honest(*given))
+    bounds, _, position = routed(30, 3, 2)
+    into, out = tg.experts_in.fused["cpu"], tg.experts_out.fused["cpu"]
+    _, saved = into.forward(draw(30, 5), draw(3, 7, 5), position, np.array(bounds))
+    into.backward(saved, draw(60, 7))
+    _, saved = out.forward(draw(60, 22), draw(30, 2), draw(3, 5, 11), position, np.array(bounds))
+    out.backward(saved, draw(30, 5))
+    assert said == [60 * 5 * 7] * 3 + [60 * 5 * 11] * 2
