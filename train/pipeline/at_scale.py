@@ -25,7 +25,7 @@ from train.pipeline.timeline import Timeline
 from train.pipeline.times import Times
 
 PUBLISHED_HOURS = 2.664e6  # V3, table 1: pre-training
-PUBLISHED_STEP = {  # seconds, Insights, table 4
+PUBLISHED_STEP = {  # seconds, Insights, table 4, MPFT: 1F, 1B, 1W, 1F1B, bubble, opt, time/step
     "F": 1.13,
     "B": 1.99,
     "W": 0.48,
@@ -34,6 +34,9 @@ PUBLISHED_STEP = {  # seconds, Insights, table 4
     "optimizer": 0.29,
     "step": 19.926,
 }
+PROFILED = {"F": 36.3, "I": 59.7, "W": 35.1, "F&B": 129.0}
+"""Milliseconds of four layers with experts in the published profile (see cluster.py): what their kernels
+compute, and how long the interleaved passes take from their first kernel to their last."""
 
 
 class Pass(NamedTuple):
@@ -93,11 +96,11 @@ def block(config: DeepSeekConfig, given: Assumptions, moe: bool) -> Pass:
         one_less = config.replace(first_k_dense_replace=config.first_k_dense_replace - 1)
         kept += kept_numbers(config) - kept_numbers(one_less)
     moved = 2 * tokens * kept / given.memory  # in bfloat16
-    back = once / given.backward_rate
+    back, weights = once / given.input_rate, once / given.weight_rate
     return Pass(
         F=once + router + scores / given.attention + given.forward_moves * moved,
-        I=back + again + router + 2.5 * scores / given.attention_backward + given.backward_moves * moved,
-        W=back + router,
+        I=back + again + router + 2.5 * scores / given.attention_backward + given.input_moves * moved,
+        W=weights + router + given.weight_moves * moved,
         all_to_all=exchange(config, given) if moe else 0.0,
     )
 
@@ -116,13 +119,13 @@ def last(config: DeepSeekConfig, given: Assumptions) -> Pass:
     tokens, d = given.microbatch * given.length, config.hidden_size
     heads = 1 + config.num_nextn_predict_layers
     head = heads * 2 * tokens * config.vocab_size * d / given.bf16
-    logits = heads * 4 * tokens * config.vocab_size / given.memory  # float32
+    logits = heads * 2 * 4 * tokens * config.vocab_size / given.memory  # float32, written and read
     join = 2 * tokens * 2 * d * d / (given.attention_out * given.share_of_sms)
     module, modules = block(config, given, moe=True), config.num_nextn_predict_layers
     return Pass(
-        F=head + given.forward_moves * logits + modules * (module.F + join),
-        I=head + given.forward_moves * logits + modules * (module.I + join),
-        W=head + modules * (module.W + join),
+        F=head + logits + modules * (module.F + join),
+        I=head + logits + modules * (module.I + join / given.input_rate),
+        W=head + modules * (module.W + join / given.weight_rate),
         all_to_all=modules * module.all_to_all,
     )
 
@@ -207,6 +210,14 @@ def spent(timeline: Timeline) -> dict[str, float]:
     for _, step, start, end in timeline.spans:
         seconds[names[tuple(part.kind for part in step.parts)]] += (end - start) / len(timeline.schedule)
     return seconds | {"bubble": sum(timeline.idle) / len(timeline.idle)}
+
+
+def profiled(config: DeepSeekConfig, given: Assumptions) -> dict[str, float]:
+    """What is predicted for `PROFILED`, milliseconds: four layers, all experts equally busy."""
+    layer = block(config, replace(given, imbalance=1.0), moe=True)
+    computed = layer.F + layer.I + layer.W
+    both = max(computed, 2 * layer.all_to_all) + given.exposed * 2 * layer.all_to_all
+    return {name: 4e3 * seconds for name, seconds in zip(PROFILED, (layer.F, layer.I, layer.W, both))}
 
 
 def from_published_passes(given: Assumptions, slowdown: float | Sequence[float] = 1.0) -> Timeline:

@@ -11,12 +11,14 @@ from layers import DeepSeekConfig
 from train.cache import write_aside
 from train.figures import BLUE, GREY, ORANGE, RED, drawing, svg
 from train.pipeline.at_scale import (
+    PROFILED,
     PUBLISHED_HOURS,
     PUBLISHED_STEP,
     Prediction,
     extremes,
     from_published_passes,
     predict,
+    profiled,
     sensitivity,
     spent,
 )
@@ -44,6 +46,8 @@ def report(asked: AtScale) -> None:
     console = Console()
     console.print(assumption_table(given))
     console.print(step_table(found, given))
+    told = (f"{name} {each:.1f} ({PROFILED[name]})" for name, each in profiled(config, given).items())
+    print(f"four layers with experts, ms, in brackets as profiled: {', '.join(told)}")
     print(f"layers of the stages, head and MTP counted as one: {', '.join(map(str, found.split.counts))}")
     print(
         f"{found.hours / MILLION:.2f} million GPU hours predicted, "
