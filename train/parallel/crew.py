@@ -22,7 +22,7 @@ from train.parallel.moving import move
 from train.parallel.placement import Hosts, Placement
 from train.parallel.placer import Placer
 from train.parallel.replicas import Replicas, ShareOptimizer
-from train.parallel.units import Shard, of_shard, places, to_whole, whole_units
+from train.parallel.units import Shard, name_of, of_shard, places, to_whole, whole_units
 from train.pipeline.executor import Executor
 from train.pipeline.interleave import Interleaver
 from train.pipeline.measured import recorded, write_charts
@@ -219,8 +219,11 @@ class Crew(Team):
 
     def fetch(self, moments: bool) -> None:
         """Collect the network, and if wanted the state of its optimizer, on the rank that speaks."""
-        own = {part.name: part.data for part in self.model.published()}
+        tells = self.replicas.tells
+        own = {part.name: part.data for part in self.model.published() if tells(part.name)}
         inner = self.optimizer.inner.state_dict() if moments else {}
+        if not self.replicas.sharded:  # all holders of a tensor have all of its moments
+            inner = {key: values for key, values in inner.items() if tells(name_of(key))}
         every = self.ranks.to_first((own, inner), "the parts of the network")
         held = {name: data for each, _ in every for name, data in each.items()}
         if self.speaks:

@@ -50,6 +50,10 @@ class Replicas:
                 tensors = [mine[name] for name in sorted(mine) if holders[name] == together]
                 self.groups.append(Group(ranks.part(together), tensors, shares(tensors, len(together))))
 
+    def tells(self, name: str) -> bool:
+        """Whether it is this rank that tells others of a tensor; of what is not trained everybody does."""
+        return self.holders.get(name, (self.ranks.rank,))[0] == self.ranks.rank
+
     def stepped(self) -> list[Unit]:
         """What this rank's optimizer steps."""
         return self.counted() if self.sharded else whole_units(self.model)

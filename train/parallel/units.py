@@ -162,3 +162,8 @@ def parsed(key: str) -> tuple[str, str, int, int]:
     name, rows = rest.removesuffix("]").split("[")
     start, stop = map(int, rows.split(":"))
     return kind, name, start, stop
+
+
+def name_of(key: str) -> str:
+    """The published tensor that an entry of the state of a shard's optimizer belongs to."""
+    return parsed(key)[1] if "[" in key else key.removeprefix("momentum.")

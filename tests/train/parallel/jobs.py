@@ -143,10 +143,12 @@ def measure(case: Case, ranks: Any) -> dict[str, Any]:
     ranks.trace.recording = case.parallel.expert_ranks > 1
     seen = go(case, crew)
     ranks.trace.recording = False
+    sent = ranks.trace.sent
     crew.fetch(moments=True)
+    fetched = ranks.trace.sent - sent
     copies = {part.name: part.data.tobytes() for part in crew.model.published()}
     moments = sum(array.nbytes for array in crew.optimizer.inner.state_dict().values())
-    told = (seen["gradients"], copies, crew.executor.most_alive, moments, ranks.trace)
+    told = (seen["gradients"], copies, crew.executor.most_alive, moments, ranks.trace, fetched)
     every = ranks.everybody(told, "the results of a test")
     together = [each for _, each, *_ in every]
     layout = crew.layout
@@ -161,6 +163,7 @@ def measure(case: Case, ranks: Any) -> dict[str, Any]:
         "alive": [each[2] for each in every],
         "planned": checker.check(lists).alive * layout.lines,
         "moments": [each[3] for each in every],
+        "fetched": sum(each[5] for each in every),
         "sent": [each[4].sent for each in every],
         "traces": [each[4] for each in every],
         "placements": crew.placer.placements,

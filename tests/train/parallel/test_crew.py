@@ -60,6 +60,9 @@ def compare(ranks, names, folder, tolerance=1e-12):
             assert all((mine[layer] == load).all() for layer, load in other.items()), name
         assert ours["alike"], f"{name}: ranks that hold the same tensor hold different numbers"
         assert ours["alive"] == ours["planned"], name
+        # Each number goes to rank 0 once, with some bytes of names and shapes.
+        whole = sum(array.nbytes for kind in ("weights", "state") for array in ours[kind].values())
+        assert whole < ours["fetched"] < 1.3 * whole + 2e4 * ranks, name
     return results
 
 
