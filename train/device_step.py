@@ -83,9 +83,9 @@ class Pending:
 
 
 def masks(optimizer: Any) -> bool:
-    """Whether the optimizer can take or leave a step on the device: AdamW and Muon, moments not narrowed."""
+    """Whether the optimizer can take or leave a step on the device: AdamW and Muon."""
     if not isinstance(optimizer, AdamW | Muon):
         return False
     adamw = optimizer if isinstance(optimizer, AdamW) else optimizer.rest
     leaves = [leaf.data for leaf in adamw.leaves.values()]
-    return at_once([*leaves, *(moment for pair in adamw.moments.values() for moment in pair)]) is not None
+    return at_once(leaves, [moment for pair in adamw.moments.values() for moment in pair]) is not None

@@ -54,12 +54,15 @@ def fused(array: Array) -> ModuleType | None:
     return importlib.import_module("tinygrad_ds.kernels.cpu.optimizer")
 
 
-def at_once(arrays: Sequence[Array]) -> ModuleType | None:
-    """The kernels that work on all leaves in one launch, where they cover these: on a GPU, of one dtype."""
+def at_once(arrays: Sequence[Array], moments: Sequence[Array] = ()) -> ModuleType | None:
+    """The kernels that work on all leaves in one launch, where they cover these: on a GPU, of one dtype.
+
+    moments: AdamW's, which may be of another one.
+    """
     if settings.current().kernels == "reference" or not arrays or device_of(arrays[0]) == "cpu":
         return None
     kernels = importlib.import_module("tinygrad_ds.kernels.cuda.optimizer")
-    return kernels if kernels.covers(arrays) else None
+    return kernels if kernels.covers(arrays, moments) else None
 
 
 def squares(array: Array) -> float:
@@ -156,11 +159,12 @@ class AdamW:
         self.steps += 1
         moving = {path: leaf for path, leaf in self.leaves.items() if leaf.grad is not None}
         rows = [(leaf.data, leaf.grad, *self.moments[path]) for path, leaf in moving.items()]
-        if kernels := at_once([array for row in rows for array in row]):
+        moments = [moment for _, _, *pair in rows for moment in pair]
+        if kernels := at_once([array for row in rows for array in row[:2]], moments):
             self.tables = self.tables or kernels.Tables()
             tables = self.tables.of(rows, [leaf.ndim >= 2 for leaf in moving.values()])
             numbers = {"lr": self.lr, "betas": self.betas, "decay": self.weight_decay, "eps": self.eps}
-            kernels.adamw(tables, control, t=self.steps, **numbers)
+            kernels.adamw(tables, control, t=self.steps, moments=moments[0].dtype, **numbers)
             for leaf in moving.values():
                 leaf.written()
             return

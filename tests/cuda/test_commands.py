@@ -70,6 +70,21 @@ def test_a_run_on_the_device_is_the_run_on_the_host(call, text, tmp_path, capsys
     assert written[0] == written[1] and written[0].startswith("The")
 
 
+def test_a_run_in_fp8_on_the_device_is_that_on_the_host(call, text, tmp_path):
+    """Moments in bfloat16, blocks computed again. What rounds otherwise in FP8 parts the runs a little."""
+    runs = {}
+    for device in ("cpu", "cuda"):
+        runs[device] = tmp_path / device
+        arguments = *flags(tokens=512, evaluate_every=100), "--text", text, "--out", runs[device]
+        fp8 = "--precision", "fp8", "--recompute", "--optimizer", "adamw", "--lr", "0.003"
+        assert call(train_program, *arguments, *fp8, "--device", device) == 0
+    here, there = (read_metrics(runs[device] / "metrics.jsonl") for device in runs)
+    assert len(here) == len(there) > 1
+    for one, other in zip(here, there):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-2)
+        assert one["infinities"] == other["infinities"] == 0
+
+
 @pytest.mark.parametrize("arguments", ["list", "explain rmsnorm", "check softmax", "trace"])
 def test_the_lab_runs_on_the_device(arguments, call, capsys):
     assert call(lab_program, *arguments.split(), "--device", "cuda") == 0

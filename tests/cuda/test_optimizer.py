@@ -1,6 +1,7 @@
 """The optimizer's kernels over many leaves at once against the formulas on the host."""
 
 import cupy
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -58,6 +59,24 @@ def compare_with_the_host(dtype="float64", tolerance=1e-12):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-6)])
 def test_step_over_all_leaves_equals_the_formulas(dtype, tolerance):
     compare_with_the_host(dtype, tolerance)
+
+
+def test_moments_of_bfloat16_are_widened_moved_and_rounded_again():
+    rows, kind = leaves("float32"), np.dtype(ml_dtypes.bfloat16)
+    rows = [(p, g, m.astype(kind), v.astype(kind)) for p, g, m, v in rows]
+    on_device = there(rows)
+    assert optimizer.covers(
+        [a for row in on_device for a in row[:2]], [a for row in on_device for a in row[2:]]
+    )
+    optimizer.adamw(optimizer.Tables().of(on_device), None, moments=kind, **{**RULES, "decay": 0.0})
+    for (p, g, m, v), given in zip(rows, on_device, strict=True):
+        with tg.using(kernels="reference"):
+            adamw_update(p, g, m, v, **{**RULES, "decay": 0.0})
+        np.testing.assert_allclose(to_host(given[0]), p, rtol=0, atol=2e-6 * np.abs(p).max())
+        for moment, expected in zip(given[2:], (m, v), strict=True):
+            here, there_ = expected.astype(np.float32), to_host(moment).astype(np.float32)
+            np.testing.assert_allclose(there_, here, rtol=2**-7, atol=0)
+            assert np.mean(here == there_) > 0.999
 
 
 @pytest.mark.parametrize("spoilt", [np.nan, np.inf])

@@ -20,10 +20,10 @@ def kernels(request):
     return request.param
 
 
-def make_optimizer(kind, model):
+def make_optimizer(kind, model, moments=None):
     if kind == "adamw":
-        return AdamW(model, lr=0.0, weight_decay=0.1)
-    return Muon(model, lr=0.02, weight_decay=0.1, adamw_lr=0.01)
+        return AdamW(model, lr=0.0, weight_decay=0.1, moments=moments)
+    return Muon(model, lr=0.02, weight_decay=0.1, adamw_lr=0.01, moments=moments)
 
 
 def figures_of_loss(model, part, count):

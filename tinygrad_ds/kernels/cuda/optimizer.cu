@@ -14,7 +14,8 @@ const int THREADS = 256;
 const long long PIECE = 1 << 16;
 
 struct Piece {
-  real *parameter, *grad, *m, *v;
+  real *parameter, *grad;
+  stored *m, *v;  // AdamW's moments may be bfloat16, widened when they are read
   long long start, stop;
   bool decays;
 };
@@ -22,7 +23,7 @@ struct Piece {
 __device__ inline Piece piece(const long long* leaves, const long long* pieces) {
   const long long* leaf = leaves + 6 * pieces[2 * blockIdx.x];
   const long long start = pieces[2 * blockIdx.x + 1];
-  return {(real*)leaf[0], (real*)leaf[1], (real*)leaf[2], (real*)leaf[3], start, min(start + PIECE, leaf[4]),
+  return {(real*)leaf[0], (real*)leaf[1], (stored*)leaf[2], (stored*)leaf[3], start, min(start + PIECE, leaf[4]),
           leaf[5] != 0};
 }
 

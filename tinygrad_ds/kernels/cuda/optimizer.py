@@ -50,10 +50,16 @@ class Tables:
         return self._last
 
 
-def covers(arrays: Sequence[cupy.ndarray]) -> bool:
-    """Whether these can stand in one table: contiguous, all float32 or all float64, none empty."""
+def covers(arrays: Sequence[cupy.ndarray], moments: Sequence[cupy.ndarray] = ()) -> bool:
+    """Whether these can stand in one table: contiguous, all float32 or all float64, none empty.
+
+    moments: like the others, or bfloat16 beside float32.
+    """
     kind = arrays[0].dtype
-    return kind.name in REAL and all(a.dtype == kind and a.flags.c_contiguous and a.size for a in arrays)
+    narrow = moments[0].dtype if moments else kind
+    fits = kind.name in REAL and (narrow == kind or (narrow.name, kind.name) == ("bfloat16", "float32"))
+    right = [a.dtype == kind for a in arrays] + [m.dtype == narrow for m in moments]
+    return fits and all(right) and all(a.flags.c_contiguous and a.size for a in (*arrays, *moments))
 
 
 def decide(table: Table, max_norm: float, watched: cupy.ndarray | None = None) -> cupy.ndarray:
@@ -86,9 +92,14 @@ def adamw(
     betas: tuple[float, float],
     decay: float,
     eps: float,
+    moments: np.dtype | None = None,
 ) -> None:
-    """Step t of AdamW over all leaves, their gradients scaled on the way; nothing where `control` says so."""
+    """Step t of AdamW over all leaves, their gradients scaled on the way; nothing where `control` says so.
+
+    moments: their dtype, None for that of the leaves.
+    """
     leaves, pieces, dtype = table
     b1, b2 = betas
     numbers = [float(each) for each in (lr, b1, b2, eps, decay, 1 - b1**t, 1 - b2**t)]
-    launch("optimizer.adamw", (len(pieces),), THREADS, leaves, pieces, control, *numbers, dtype=dtype)
+    arguments = leaves, pieces, control, *numbers
+    launch("optimizer.adamw", (len(pieces),), THREADS, *arguments, dtype=moments or dtype)
