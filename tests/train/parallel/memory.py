@@ -1,6 +1,6 @@
-"""What a rank needs to take its part: `mpiexec -n 2 python -m tests.train.parallel.memory OUT TOML`.
+"""What a rank needs to take its part: `mpiexec -n 2 python -m tests.train.parallel.memory OUT TOML [FROM]`.
 
-TOML has the settings of a run. Rank 0 writes, for each rank, the bytes of what it holds, the highest number
+TOML has the settings of a run, FROM is a checkpoint. Rank 0 writes, for each rank, the bytes of what it holds, the highest number
 of bytes that Python and NumPy had at once, and by how much the process grew at its highest.
 """
 
@@ -8,10 +8,12 @@ import pickle
 import resource
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 from layers import DeepSeekModel
 from layers.module import hollow
+from train.checkpoint import load_state, open_model
 from train.config import Config
 from train.optimizer import AdamW
 from train.parallel.crew import Crew
@@ -19,16 +21,22 @@ from train.parallel.launch import together, world
 
 
 def main() -> int:
-    """Take the network of a run as `run.start` does, and count."""
-    ranks, (_, path, settings) = world(), sys.argv
+    """Take the network of a run as `run.start` does, or `run.resume`, and count."""
+    ranks, (_, path, settings, *checkpoint) = world(), sys.argv
     config = Config.load(Path(settings))
     sizes = config.sizes.deepseek(config.sizes.vocab_size, config.time, 0)
     crew = Crew(config, ranks, print)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
-    with hollow():
-        model = DeepSeekModel(sizes, seed=None)
-    crew.take(model, lambda model: AdamW(model, lr=0.1), lambda part: part.initialize(config.seed))
+    if checkpoint:
+        model, fill = open_model(Path(*checkpoint))
+    else:
+        with hollow():
+            model = DeepSeekModel(sizes, seed=None)
+        fill = partial(DeepSeekModel.initialize, seed=config.seed)
+    crew.take(model, lambda model: AdamW(model, lr=0.1), fill)
+    if checkpoint:
+        load_state(Path(*checkpoint), crew.whole_optimizer)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     held = [leaf.data.nbytes for leaf in crew.model.parameters()]
