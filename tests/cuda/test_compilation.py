@@ -26,7 +26,7 @@ def compiled(file, dtype, architecture):
         nvrtc.destroyProgram(program)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES[::2] + ARCHITECTURES[-1:])
+@pytest.mark.parametrize("architecture", (ARCHITECTURES[0], ARCHITECTURES[-1]))
 @pytest.mark.parametrize("file", [file for file in FILES if "stored" in (FOLDER / file).read_text("utf-8")])
 def test_compiles_for_bfloat16(file, architecture):
     assert compiled(file, "bfloat16", architecture).startswith(b"\x7fELF")
