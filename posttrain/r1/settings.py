@@ -54,7 +54,7 @@ class Road:
     """Pairs of a real and a sampled continuation, for the preference."""
     preference_steps: int = 200
     final_steps: int = 40
-    distil_steps: int = 400
+    distil_steps: int = 800
     student_rl_steps: int = 40
     prompts: int = 192
     """Held-out prompts that every stage is judged on, eight completions each."""
@@ -118,4 +118,4 @@ class Road:
             raise UserError(str(error)) from error
 
 
-DEMO = Road(out=Path("runs/demo"), students=(48,), prompts=128, final_steps=20)
+DEMO = Road(out=Path("runs/demo"), students=(48,), prompts=128, final_steps=20, distil_steps=400)
