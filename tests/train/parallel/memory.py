@@ -1,7 +1,7 @@
 """What a rank needs to take its part: `mpiexec -n 2 python -m tests.train.parallel.memory OUT TOML [FROM]`.
 
-TOML has the settings of a run, FROM is a checkpoint. Rank 0 writes, for each rank, the bytes of what it holds, the highest number
-of bytes that Python and NumPy had at once, and by how much the process grew at its highest.
+TOML has the settings of a run, FROM is a checkpoint. Rank 0 writes, for each rank, the bytes of what it
+holds, the highest number of bytes that Python and NumPy had at once, and by how much the process grew.
 """
 
 import pickle
