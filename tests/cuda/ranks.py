@@ -14,7 +14,7 @@ from train.parallel.crew import Crew
 from train.parallel.launch import world
 from train.trainer import State, train
 
-CASES = ("data", "one_f_one_b", "experts")
+CASES = ("data", "one_f_one_b", "experts", "experts placed again, copies, shares")
 
 
 def main() -> None:
@@ -67,6 +67,7 @@ def trained(name: str, ranks: Communicator) -> dict[str, np.ndarray]:
         clip=1e9,
         clip_gradients=crew.clip,
         gradients=crew.gradients,
+        after=crew.after([], list),
     )
     crew.fetch(moments=True)
     return {part.name: to_host(part.data) for part in crew.whole.published()}

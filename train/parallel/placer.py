@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tinygrad_ds.device import to_host
 from train.parallel.placement import (
     Hosts,
     Placement,
@@ -42,11 +43,11 @@ class Placer:
 
     def count(self, loads: Loads) -> None:
         """Remember the loads of one more step."""
-        self.seen = {name: self.seen.get(name, 0) + np.asarray(load) for name, load in loads.items()}
+        self.seen = {name: self.seen.get(name, 0) + to_host(load) for name, load in loads.items()}
 
     def busiest(self, loads: Loads) -> dict[str, float]:
         """Of every layer, the busiest rank's tokens over those of the average rank."""
-        return {name: busiest(load, self.placements[name]) for name, load in loads.items()}
+        return {name: busiest(to_host(load), self.placements[name]) for name, load in loads.items()}
 
     def again(self) -> dict[str, Placement]:
         """Place experts by the loads since that was done last, and forget these; the placements that change:
