@@ -11,6 +11,7 @@ from posttrain.models import Speaker
 from posttrain.rewards import RewardError
 from tinygrad_ds import Tensor
 from train.checkpoint import Checkpoints, SaveEvery, load_model, load_state
+from train.device_memory import OutOfMemory, told_where_it_went
 from train.errors import UserError
 from train.metrics import Metrics
 from train.tokenizer import Tokenizer
@@ -84,7 +85,8 @@ def run_stage(
 
     Checkpoints come after multiples of `multiple` steps only (the updates that share a batch of completions),
     and so must the end. bias_speed: how far the routers' biases move in a step. A reward that breaks stops
-    the run with a checkpoint from before the step. Raises TrainingStopped, UserError.
+    the run with a checkpoint from before the step, and so does a GPU's memory that does not suffice. Raises
+    TrainingStopped, UserError.
     """
     (model, tokenizer), state, optimizer = start.speaker, start.state, start.optimizer
     if state.total < 1 or state.total % multiple:
@@ -105,8 +107,15 @@ def run_stage(
             learning_rate=start.learning.rate,
             clip=start.learning.clip,
             bias_speed=lambda state: bias_speed,
+            around=lambda: told_where_it_went(model, optimizer, "lower micro_batch, or the rows of text"),
             after=[*after, display, metrics, SaveEvery(checkpoints, model, optimizer, every)],
         )
+    except OutOfMemory as error:
+        model.zero_grad()
+        if not state.step % multiple:
+            checkpoints.save(model, optimizer, state)
+        whole = f"{kept[-1]} is whole" if (kept := checkpoints.all()) else "no checkpoint yet"
+        raise TrainingStopped(f"step {state.step + 1}: {error} {whole}") from None
     except RewardError as error:
         saved = checkpoints.save(model, optimizer, state)
         raise TrainingStopped(f"step {state.step + 1}: {error}; {saved} is from before that step") from error

@@ -51,9 +51,15 @@ def too_large(
     return f"{told}: weights, gradients and moments take {size(fixed)}, so the network must be smaller"
 
 
+def to_lower(batch: int, recompute: bool) -> str:
+    """What a run that trains on text may lower where memory runs out all the same."""
+    lower = f"lower micro_batch, which is {batch}" if batch > 1 else "lower time, or take a smaller network"
+    return lower if recompute else f"add --recompute, or {lower}"
+
+
 @contextmanager
-def told_where_it_went(model: DeepSeekModel, optimizer: Any, batch: int) -> Iterator[None]:
-    """In a `with` block CuPy's OutOfMemoryError becomes OutOfMemory: how much, who holds it, a remedy."""
+def told_where_it_went(model: DeepSeekModel, optimizer: Any, remedy: str) -> Iterator[None]:
+    """In a `with` block CuPy's OutOfMemoryError becomes OutOfMemory: how much, who holds it, the remedy."""
     try:
         yield
     except MemoryError as error:
@@ -61,11 +67,6 @@ def told_where_it_went(model: DeepSeekModel, optimizer: Any, batch: int) -> Iter
             raise
         held = holders(model, optimizer)
         largest = ", ".join(f"{name} {size(taken)}" for name, taken in held.items() if taken)
-        remedy = (
-            f"lower micro_batch, which is {batch}" if batch > 1 else "lower time, or take a smaller network"
-        )
-        if not model.recompute:
-            remedy = f"add --recompute, or {remedy}"
         raise OutOfMemory(f"{error} The largest holders: {largest}. Remedy: {remedy}.") from None
 
 

@@ -20,7 +20,7 @@ from train.cache import write_aside
 from train.checkpoint import Checkpoints, SaveEvery, load_state, open_model
 from train.config import Config
 from train.data import Corpus, load_corpus
-from train.device_memory import OutOfMemory, device_bytes, told_where_it_went, too_large
+from train.device_memory import OutOfMemory, device_bytes, to_lower, told_where_it_went, too_large
 from train.errors import UserError
 from train.evaluate import bits_per_byte
 from train.metrics import Metrics, read_metrics
@@ -216,7 +216,7 @@ def go_on(
     @contextmanager
     def around() -> Iterator[None]:
         with (
-            told_where_it_went(model, team.optimizer, config.micro_batch),
+            told_where_it_went(model, team.optimizer, to_lower(config.micro_batch, config.recompute)),
             precision(products, seed=state.step, infinities=infinities),
         ):
             yield

@@ -10,7 +10,7 @@ from layers.roofline import memory_to_train
 from tests.train.tiny import CONFIG, tiny_model, tiny_rows
 from train import AdamW, Muon
 from train.config import Sizes
-from train.device_memory import OutOfMemory, device_bytes, holders, told_where_it_went, too_large
+from train.device_memory import OutOfMemory, device_bytes, holders, to_lower, told_where_it_went, too_large
 from train.device_step import clip_later
 
 pytestmark = pytest.mark.cuda
@@ -80,13 +80,13 @@ def test_running_out_of_memory_names_figure_holders_and_remedy(make):
         weights = sum(leaf.data.nbytes for leaf in model.parameters())
         held = holders(model, optimizer)
         assert held["weights"] == weights and held["gradients"] == 0 and 0 < held["moments"] <= 2 * weights
-        with pytest.raises(OutOfMemory) as caught, told_where_it_went(model, optimizer, batch=3):
+        with pytest.raises(OutOfMemory) as caught, told_where_it_went(model, optimizer, to_lower(3, False)):
             cupy.empty(1 << 50, "u1")
     text = str(caught.value)
     assert (
         "1,125,899,906,842,624 bytes" in text
         and "weights" in text
-        and "lower micro_batch, which is 3" in text
+        and text.endswith("Remedy: add --recompute, or lower micro_batch, which is 3.")
     )
 
 
@@ -95,7 +95,7 @@ def test_weights_are_as_before_when_memory_runs_out():
         model = tiny_model("float32")
         optimizer = AdamW(model, lr=0.1)
         before = [leaf.numpy().copy() for leaf in model.parameters()]
-        with pytest.raises(OutOfMemory), told_where_it_went(model, optimizer, batch=1):
+        with pytest.raises(OutOfMemory), told_where_it_went(model, optimizer, to_lower(1, True)):
             model.loss(*tiny_rows(2)).backward()
             cupy.empty(1 << 50, "u1")
         for leaf, old in zip(model.parameters(), before, strict=True):

@@ -2,11 +2,18 @@
 
 import json
 
+import cupy
 import pytest
 
+import tinygrad_ds as tg
 from posttrain.__main__ import main
-from tests.posttrain.small import make_home
+from posttrain.learning import Learning
+from posttrain.models import Speaker
+from posttrain.sft import FineTuning
+from posttrain.stage import Start, run_stage
+from tests.posttrain.small import make_home, network, sequences, vocabulary
 from tinygrad_ds import settings
+from train.trainer import TrainingStopped
 
 pytestmark = pytest.mark.cuda
 EVAL = "--prompts 2 --samples 4 --temperature 0.3"
@@ -61,3 +68,30 @@ def test_answers_are_those_of_the_host(homes):
             assert there[name] == here[name]
     here, there = ((homes[device] / "kept.jsonl").read_text() for device in ("cpu", "cuda"))
     assert here and here == there
+
+
+@pytest.mark.parametrize("multiple", [1, 2])
+def test_a_stage_that_runs_out_of_memory_says_so_and_leaves_a_checkpoint(tmp_path, multiple):
+    """But between two updates that share a batch of completions there can be none."""
+
+    class Greedy(FineTuning):
+        def loss(self, model, part, count):
+            if len(steps) == 1:
+                cupy.empty(1 << 50, "u1")
+            return super().loss(model, part, count)
+
+    steps = []
+    with tg.using(device="cuda"):
+        start = Start.of(Speaker(network(dtype="float32"), vocabulary()), Learning(), steps=2)
+        subject = Greedy(sequences([(3, 4), (1, 2)]), 16, batch=2)
+        with pytest.raises(TrainingStopped, match="step 2: .*weights .*Remedy: lower micro_batch") as caught:
+            run_stage(
+                tmp_path,
+                start,
+                subject,
+                after=[lambda state, record: steps.append(record)],
+                multiple=multiple,
+            )
+    there = {"step-00000001"} if multiple == 1 else set()
+    assert {path.name for path in (tmp_path / "checkpoints").glob("step*")} == there
+    assert ("step-00000001 is whole" if there else "no checkpoint yet") in str(caught.value)
