@@ -27,7 +27,7 @@ class Peak(cupy.cuda.MemoryHook):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize(("batch", "time", "vocab"), [(4, 32, 4096), (16, 32, 512)])
+@pytest.mark.parametrize(("batch", "time", "vocab"), [(4, 16, 2048), (8, 32, 512)])
 def test_predicted_peak_of_a_step_is_the_measured_one(batch, time, vocab, recompute):
     """To a tenth, where there are two micro-batches; in the strict modes the pool is not used."""
     config = Sizes().deepseek(vocab, time, 0)
