@@ -19,21 +19,13 @@ ON_THE_WAY = {
     f"{KERNELS}/head.py": ("_by_chunks", "_cross_entropy_in_place"),
 }
 # What derivatives of other files call: the functions, and the primitives on which they are tried.
-SHARED = (
-    (
-        f"{OPS}/broadcast.py",
+SHARED = {
+    f"{OPS}/broadcast.py": (
         ("sum_to", "fit"),
         ("multiply", "divide", "where", "rmsnorm", "broadcast_to", "einsum"),
     ),
-    (f"{OPS}/accumulation.py", ("multiply", "_rows_of_product", "_cut"), ()),  # tests of its own alone
-    (f"{KERNELS}/accumulation.py", ("multiply",), ("fp8_linear",)),
-    (f"{KERNELS}/accumulation.py", ("_tensor_core",), ()),
-    (
-        f"{KERNELS}/quantize.py",
-        ("in_tiles", "from_tiles", "_tiled", "_quantise", "_quantise_columns", "_decode"),
-        ("quantize", "fp8_linear", "fp8_swiglu_linear"),
-    ),
-)
+    f"{OPS}/accumulation.py": (("multiply", "_rows_of_product", "_cut"), ()),  # tests of its own alone
+}
 
 
 class Target(NamedTuple):
@@ -93,12 +85,11 @@ def targets(where: str) -> list[Target]:
     if where in ("ops", "all"):
         for path in sorted((ROOT / OPS).glob("*.py")):
             found += in_file(f"{OPS}/{path.name}", None)
-        found += shared(OPS)
+        found += shared()
     if where in ("kernels", "all"):
         for stem in sorted(set(TWINS["cpu"].values())):
             names = {name for name, module in TWINS["cpu"].items() if module == stem}
             found += in_file(f"{KERNELS}/{stem}.py", names)
-        found += shared(KERNELS)
     return found
 
 
@@ -121,12 +112,11 @@ def in_file(file: str, names: set[str] | None) -> Iterator[Target]:
             yield Target(file, name, tuple(dict.fromkeys(covers[name])))
 
 
-def shared(folder: str) -> Iterator[Target]:
-    """The targets that several files of a folder share."""
-    for file, names, primitives in SHARED:
-        if file.startswith(folder):
-            for name in names:
-                yield Target(file, name, primitives)
+def shared() -> Iterator[Target]:
+    """The targets that several files share."""
+    for file, (names, primitives) in SHARED.items():
+        for name in names:
+            yield Target(file, name, primitives)
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tests.mutation.targets import KERNELS, Mutant
 
-START = 300.0  # seconds for a process to import everything, and to see which tests fail unchanged
+START = 300.0  # seconds for a process to import everything, and to see what the code does unchanged
 
 
 def processor_seconds(pid: int | None) -> float:
@@ -51,9 +51,8 @@ def serve(pipe: Connection, plain_kernels: bool) -> None:
     while (asked := pipe.recv()) is not None:
         mutant, cases_only = asked
         try:
-            if not cases_only:
-                laboratory.prepare(mutant)
-                pipe.send(("prepared", ""))
+            laboratory.prepare(mutant, cases_only)
+            pipe.send(("prepared", ""))
             pipe.send(laboratory.by_cases(mutant) if cases_only else laboratory.by_tests(mutant))
         except Stale as stale:
             pipe.send(("stale", str(stale)))
@@ -75,7 +74,7 @@ class Worker:
 
     def give(self, mutant: Mutant, cases_only: bool) -> None:
         """Start on a mutant."""
-        self.mutant, self.preparing = mutant, not cases_only
+        self.mutant, self.preparing = mutant, True
         self.begin()
         self.pipe.send((mutant, cases_only))
 
@@ -137,7 +136,7 @@ def run_kind(
             elif worker.over(limit):
                 verdict, by = "timeout", f"more than {limit:.0f} s"
                 if worker.preparing:
-                    verdict, by = "untried", f"the tests unchanged take more than {START:.0f} s"
+                    verdict, by = "untried", f"cases or tests unchanged take more than {START:.0f} s"
                 busy[place] = renewed(worker)
             else:
                 continue
