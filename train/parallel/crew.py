@@ -116,6 +116,8 @@ class Crew(Team):
     ) -> None:
         """Take over this rank's part of a hollow network, which is made and filled here, and nothing else."""
         ranks, layout = self.ranks, self.layout
+        with ranks.patient():
+            ranks.everybody(None, "all to have read what they need")
         interleaver = self.interleaver = Interleaver(ranks)
         self.places = places(model)
         split = layout.stages(len(model.layers))

@@ -1,7 +1,8 @@
 """A run in which a rank meets a fault: `mpiexec -n 2 python -m tests.train.parallel.faults raise 1 3 FLAGS`.
 
 The fault (raise, kill or sleep) comes at the beginning of a step. Others come where ranks meet: begin, before
-MPI has begun; settings, before anything was said; meet, before a communicator is made; make, while it is.
+MPI has begun; settings, before anything was said; meet, before a communicator is made; make, while it is;
+late, for five seconds before it takes its part.
 """
 
 import os
@@ -29,10 +30,10 @@ def main() -> None:
             time.sleep(600)
         return usual(self, model, work, loss, state)
 
-    def sleeps_before(usual):
+    def sleeps_before(usual, seconds=600):
         def late(*arguments, **options):
             if int(os.environ["PMI_RANK"]) == rank:
-                time.sleep(600)
+                time.sleep(seconds)
             return usual(*arguments, **options)
 
         return late
@@ -41,6 +42,8 @@ def main() -> None:
     launch.START = 3.0
     if fault == "begin":
         launch.together = sleeps_before(launch.together)
+    elif fault == "late":
+        Crew.take = sleeps_before(Crew.take, 5)
     elif fault == "settings":
         crew.refuse_differences = sleeps_before(crew.refuse_differences)
     elif fault == "meet":

@@ -87,6 +87,14 @@ def test_a_rank_that_does_not_come_where_ranks_meet_is_named(text, tmp_path, fau
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_no_part_of_a_step_may_take_ten_times_as_long(text, tmp_path, rank):  # noqa: F811
+    given = command(text, tmp_path / "run", timeout=3, pipeline="none")
+    code, _, errors = finish(start(2, *FAULTS, "late", rank, 0, *given, "--expert-ranks", 2))
+    assert code == 0, errors
+
+
+@pytest.mark.slow
 def test_a_rank_that_never_begins_ends_the_others(text, tmp_path):  # noqa: F811
     """MPI begins on all ranks or on none, and does not say on which it has."""
     code, _, errors = finish(start(2, *FAULTS, "begin", 1, 0, *command(text, tmp_path / "run")))
