@@ -32,3 +32,11 @@ def test_codes_are_those_of_the_values(format, back):
     np.testing.assert_array_equal(y, decode(codes, format) * expand(scales, y.shape, (1, 64)))
     if back:
         np.testing.assert_array_equal(to_host(made.values), y)
+
+
+def test_more_rows_than_a_grid_has_in_its_second_axis():
+    """All axes of blocks but the first end at 65,535; 16 rows of 1,024 tokens, 4 experts each, are more."""
+    x = np.random.default_rng(1).uniform(1, 2, size=(65_537, 1)).astype(np.float32)
+    made = in_tiles(cupy.asarray(x), "e4m3", (1, 128), False, None, back=True)
+    assert made.scales.shape == (65_537, 1)
+    np.testing.assert_allclose(to_host(made.values), x, rtol=2e-7)  # each the largest of its tile

@@ -69,13 +69,16 @@ def test_infinities_are_counted_on_the_device(kernels):
     """As often as on the host, and to count them reads nothing."""
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in ((9, 140), (130, 140), (9, 130))]
-    arrays[0][2, 3], arrays[1][5, 6], arrays[2][7, 8] = np.inf, -np.inf, np.inf
+    arrays[0][2, 3], arrays[1][5, 6], arrays[2][7, 8], arrays[0][4, 100] = np.inf, -np.inf, np.inf, np.inf
     counts = {}
     for device in ("cpu", "cuda"):
         met = Infinities(2)
         with tg.using(device=device, kernels=kernels), count_infinities(met):
             x, weight, g = (place(array) for array in arrays)
-            tg.fp8_linear(tg.Tensor(x, requires_grad=True), tg.Tensor(weight, requires_grad=True)).backward(g)
+            for recipe in (tg.Fp8Recipe(), tg.Fp8Recipe(cache_format="e5m6", power_of_two=True)):
+                leaves = tg.Tensor(x, requires_grad=True), tg.Tensor(weight, requires_grad=True)
+                tg.fp8_linear(*leaves, recipe=recipe).backward(g)
+                tg.fp8_swiglu_linear(leaves[0], leaves[1][:, :70], recipe=recipe)
             tg.quantize(x)
         assert device_of(met.count) == device
         counts[device] = int(met.taken())

@@ -92,7 +92,8 @@ def factor_and_cache(rows, recipe):
 
 def cache_of(rows, recipe):
     """The codes and scales that are kept of a contiguous matrix."""
-    made = in_tiles(rows, recipe.kept_format, recipe.across, recipe.power_of_two, recipe.kept_seed, keep=True)
+    options = {"keep": True, "infinities": counter(cupy)}
+    made = in_tiles(rows, recipe.kept_format, recipe.across, recipe.power_of_two, recipe.kept_seed, **options)
     return Cached(made.codes, made.scales)
 
 

@@ -82,14 +82,16 @@ extern "C" __global__ void restore(void* at, const real* scales, real* y, long l
 }
 
 // values (matrices, rows, columns), scales (matrices, tiles down, tiles across); to infinities (), unless it is null, is
-// added how many were made the largest number. back: values are scaled back. Grid (tiles across, tiles down, matrices).
+// added how many were made the largest number. back: values are scaled back. Grid (tiles of a matrix, 1, matrices): only
+// the first number may be larger than 65,535.
 extern "C" __global__ void quantize(const real* x, real* values, real* scales, unsigned long long* infinities,
                                     long long rows, long long columns, long long tile_rows, long long tile_columns,
                                     long long mantissa, long long least_exponent, double largest, double least,
                                     long long power_of_two, long long at_random, long long seed, long long back,
                                     void* codes, long long wide, long long code_top, long long nan) {
   __shared__ real room[4];
-  const long long top = blockIdx.y * tile_rows, left = blockIdx.x * tile_columns;
+  const long long across = (columns + tile_columns - 1) / tile_columns;
+  const long long top = blockIdx.x / across * tile_rows, left = blockIdx.x % across * tile_columns;
   const long long height = min(tile_rows, rows - top), width = min(tile_columns, columns - left);
   x += blockIdx.z * rows * columns;
   values += blockIdx.z * rows * columns;
@@ -103,8 +105,7 @@ extern "C" __global__ void quantize(const real* x, real* values, real* scales, u
   largest_here = block_max(largest_here, room);
   numbers = block_max(numbers, room);
   const real scale = scale_of(largest_here, numbers > 0, largest, least, power_of_two);
-  const long long tile = ((long long)blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-  if (threadIdx.x == 0) scales[tile] = scale;
+  if (threadIdx.x == 0) scales[(long long)blockIdx.z * gridDim.x + blockIdx.x] = scale;
   const unsigned begin = seed_of(seed, blockIdx.z);
   for (long long i = threadIdx.x; i < height * width; i += 128) {
     const long long at = (top + i / width) * columns + left + i % width;

@@ -60,7 +60,7 @@ def in_tiles(rows, format, tile, power_of_two, seed, *, back=False, keep=False, 
     codes = cupy.empty(rows.shape, find_format(format).code) if keep else None
     arguments = rows, values, scales, infinities, *shape, *size
     rules = *_rules(rows, format, power_of_two, seed), int(back), codes, *_of_codes(format)
-    launch("quantize.quantize", (across, down, count), (128,), *arguments, *rules, dtype=rows.dtype)
+    launch("quantize.quantize", (across * down, 1, count), (128,), *arguments, *rules, dtype=rows.dtype)
     return Tiled(values, scales, codes)
 
 
