@@ -200,9 +200,8 @@ def reinforcement(results: dict[str, Any]) -> Group:
         if "seconds" in row:
             s = row["seconds"]
             spread = f"{s['min']:.3f} - {s['max']:.3f}"
-            steps.add_row(
-                name, f"{s['median']:.3f}", spread, f"{row['length']:.1f}", f"{row['ours_is']:.2f}x"
-            )
+            ours_is = f"{row['ours_is']:.2f}x" if "ours_is" in row else ""
+            steps.add_row(name, f"{s['median']:.3f}", spread, f"{row['length']:.1f}", ours_is)
     tokens = table("256 sequences of 32 tokens", "", "tokens/s", "min - max", "share")
     for name, title in DECODED.items():
         if found := results["decoding"].get(name):

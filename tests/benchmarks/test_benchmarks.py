@@ -180,6 +180,11 @@ def test_the_table_of_reinforcement_says_who_is_missing(capsys):
     show(Console(width=120), "reinforcement", found)
     printed = capsys.readouterr().out
     assert "0.250" in printed and "0.75" in printed and "policy trl: No module named 'trl'" in printed
+    del row["ours_is"]
+    found |= {"contenders": {"policy ours": {"error": "lost"}, "policy trl": row}, "decoding": {}}
+    show(Console(width=120), "reinforcement", found)
+    printed = capsys.readouterr().out
+    assert "0.250" in printed and "policy ours: lost" in printed
 
 
 def test_a_later_run_adds_contenders_and_replaces_its_own():
