@@ -51,12 +51,15 @@ def over_seeds(road: Road, stages: Callable[[Road], list[Stage]], display: Displ
 
 
 def over(values: Sequence[float], errors: Sequence[float]) -> dict[str, Any]:
-    """The mean over seeds; its standard error from their spread, and the one from the prompts alone."""
+    """The mean over seeds; its standard error from their spread, and the one from the prompts alone.
+
+    The second is None where there are no errors: what is not measured on prompts.
+    """
     n = len(values)
     return {
         "value": fmean(values),
         "of_seeds": stdev(values) / math.sqrt(n),
-        "of_prompts": math.sqrt(math.fsum(error**2 for error in errors)) / n,
+        "of_prompts": math.hypot(*errors) / n if errors else None,
         "each": [*values],
     }
 
@@ -82,14 +85,13 @@ def differences(told: Told) -> dict[str, Any]:
     for first, second in pairs:
         if first in told and second in told:
             both = [*zip(told[first], told[second], strict=True)]
-            errors = [math.hypot(a["pass_1"]["error"], b["pass_1"]["error"]) for a, b in both]
-            found[f"{second} against {first}"] = {
-                "pass_1": over([b["pass_1"]["value"] - a["pass_1"]["value"] for a, b in both], errors),
-                "mixed_rate": over(
-                    [b["mixed_rate"]["value"] - a["mixed_rate"]["value"] for a, b in both], []
-                ),
-                "bits_per_byte": over([b["bits_per_byte"] - a["bits_per_byte"] for a, b in both], []),
-            }
+            gains = {}
+            for key in ("pass_1", "mixed_rate"):
+                parts = [(a[key], b[key]) for a, b in both]
+                errors = [math.hypot(a["error"], b["error"]) for a, b in parts]
+                gains[key] = over([b["value"] - a["value"] for a, b in parts], errors)
+            gains["bits_per_byte"] = over([b["bits_per_byte"] - a["bits_per_byte"] for a, b in both], [])
+            found[f"{second} against {first}"] = gains
     return found
 
 

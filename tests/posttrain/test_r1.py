@@ -16,7 +16,7 @@ from posttrain.models import load
 from posttrain.r1 import Road, base, go, preference, stages, travel, works
 from posttrain.r1.report import write_report
 from posttrain.r1.road import DONE, choose, prepare
-from posttrain.r1.seeds import over
+from posttrain.r1.seeds import differences, over
 from posttrain.rejection import Chain, Harvest
 from posttrain.stage import run_stage
 from posttrain.tasks import draw_many
@@ -204,6 +204,21 @@ def test_means_over_seeds_by_hand():
     found = over([1.0, 3.0], [3.0, 4.0])
     assert found.pop("each") == [1.0, 3.0]
     assert found == pytest.approx({"value": 2.0, "of_seeds": 1.0, "of_prompts": 2.5})
+    assert over([1.0, 3.0], [])["of_prompts"] is None  # not 0, which would be no error at all
+
+
+def test_differences_over_seeds_by_hand():
+    """Of each seed b - a; its error the root of both squares: 5 and 13, so of prompts sqrt(194) / 2."""
+
+    def told(value, error):
+        shares = {key: {"value": value, "error": error} for key in ("pass_1", "mixed_rate")}
+        return {**shares, "bits_per_byte": 2 * value}
+
+    pairs = {"base": [told(1.0, 3.0), told(1.0, 5.0)], "zero": [told(2.0, 4.0), told(4.0, 12.0)]}
+    found = differences(pairs)["zero against base"]
+    for key in ("pass_1", "mixed_rate"):
+        assert found[key]["each"] == [1.0, 3.0] and found[key]["of_prompts"] == pytest.approx(194**0.5 / 2)
+    assert found["bits_per_byte"]["each"] == [2.0, 6.0] and found["bits_per_byte"]["of_prompts"] is None
 
 
 def test_two_notations_add_a_stage(tmp_path, text):
