@@ -47,6 +47,11 @@ class Plan(NamedTuple):
 _plans: WeakKeyDictionary = WeakKeyDictionary()
 
 
+def forget(model: "DeepSeekModel") -> None:
+    """Let go of what decoding has found of a network, which would keep its arrays alive."""
+    _plans.pop(model, None)
+
+
 def covers(model: "DeepSeekModel") -> bool:
     """Whether this network can be decoded here."""
     return model.config.attention_kind == "mla" and not model.config.attention_bias

@@ -119,6 +119,7 @@ def extend(asked: Extend, display: Display) -> None:
     config.save(folder / "config.toml")
     data.tokenizer.save(folder / "tokenizer.json")
     run.write_json(folder / "data.json", run.describe(data))
+    model.recompute = config.recompute
     team = Team()
     team.take(model, lambda model: run.make_optimizer(config, model))
     run.go_on(folder, config, data, team, state, display)

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -6,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinygrad_ds as tg
-from layers import load_pretrained
+from layers import DeepSeekModel, decoding, load_pretrained
 from layers.generation import generate
-from tests.layers.cases import CASES, FORWARD_ONLY, GOLDEN, facts_of, model_of, some_ids
+from tests.layers.cases import CASES, FORWARD_ONLY, GOLDEN, facts_of, model_of, some_ids, tiny
 from tinygrad_ds import Tensor
 
 VOCAB = 13
@@ -194,3 +196,14 @@ def test_shorter_answers_are_beginnings_of_longer_ones():
     model, ids = model_of(), some_ids(2, 3)
     for short, long in pairwise(generate(model, ids, new, temperature=0.8, seed=2) for new in range(5)):
         assert (long[:, : short.shape[1]] == short).all()
+
+
+def test_what_decoding_found_of_a_network_can_be_let_go():
+    """A network whose memory is given back, as rank 0 does between samples, must not be kept by a plan."""
+    model = DeepSeekModel(tiny(), seed=0)
+    generate(model, [np.array([1, 2])], max_new_tokens=2)
+    arrays = [weakref.ref(leaf.data) for leaf in model.parameters()]
+    decoding.forget(model)
+    model.release()
+    gc.collect()
+    assert arrays and all(array() is None for array in arrays)

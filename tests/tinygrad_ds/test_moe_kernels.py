@@ -161,3 +161,17 @@ def test_products_say_how_many_multiplications_they_are(monkeypatch):
     _, saved = out.forward(draw(60, 22), draw(30, 2), draw(3, 5, 11), position, np.array(bounds))
     out.backward(saved, draw(30, 5))
     assert said == [60 * 5 * 7] * 3 + [60 * 5 * 11] * 2
+
+
+def test_both_halves_of_a_derivative_give_the_bits_of_the_whole():
+    """Schedules that put the weights' half off train as those that do not."""
+    rng = np.random.default_rng(9)
+    indices = np.argsort(rng.random((90, 5)), axis=1)[:, :2]
+    offsets, position = expert_order(indices, num_experts=5)
+    gate_up, weights, down = (draw(*shape).astype(np.float32) for shape in ((180, 72), (90, 2), (5, 40, 36)))
+    twin = tg.experts_out.fused["cpu"]
+    _, saved = twin.forward(gate_up, weights, down, position, offsets)
+    g = draw(90, 40).astype(np.float32)
+    whole, halves = twin.backward(saved, g), (twin.backward_input(saved, g), twin.backward_weight(saved, g))
+    assert all(np.array_equal(whole[i], halves[0][i]) for i in (0, 1))
+    assert np.array_equal(whole[2], halves[1][2])

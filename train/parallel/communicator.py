@@ -107,7 +107,7 @@ class Communicator:
     def meet(self, numbers: Sequence[int], what: str) -> None:
         """Return when all of these ranks, by their numbers among all, have called this. Raises Stalled."""
         missing = self.post.roll.begin(numbers, HERE)
-        self.until(lambda: not missing(), what, lambda: f"{named(missing())} did not come")
+        self.until(lambda: not missing(), what, lambda: f"{named(missing() or numbers)} did not come")
 
     def wait(self, pending: Pending) -> None:
         """Return when it is complete. Raises Stalled after `patience` seconds."""

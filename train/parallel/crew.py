@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from layers import DeepSeekModel
+from layers import DeepSeekModel, decoding
 from layers.module import hollow
 from tinygrad_ds.device import Array
 from train.checkpoint import SaveEvery
@@ -259,6 +259,7 @@ class Crew(Team):
             if (
                 needed and state.done < state.total and self.speaks
             ):  # at the end the whole is judged once more
+                decoding.forget(self.whole)
                 self.whole.release()
                 self.whole_optimizer.state = {}
             every = self.config.parallel.place_every

@@ -7,7 +7,7 @@ are added up in one message.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,6 +122,10 @@ class ShareOptimizer:
 
     def __init__(self, inner: Any, replicas: Replicas) -> None:
         self.inner, self.replicas = inner, replicas
+
+    def moment_arrays(self) -> Iterator[Array]:
+        """All arrays of the state that is here."""
+        return self.inner.moment_arrays()
 
     @property
     def lr(self) -> float:

@@ -165,7 +165,7 @@ def _experts_out_backward(saved, g, of_input, of_weight):
     g, experts = contiguous(g), _longest_first(bounds)
 
     def worker():
-        rows, h = (buffer(experts, size, g.dtype) for size in (d, width))
+        rows, h, unwanted = (buffer(experts, size, g.dtype) for size in (d, width, 2 * width))
 
         def visit(expert):
             e, start, stop = expert
@@ -173,9 +173,10 @@ def _experts_out_backward(saved, g, of_input, of_weight):
             gather.alone(copies, tokens[run], g)
             if of_input:
                 np.matmul(copies, weight[e], out=hidden)
-                swiglu_backward.alone(hidden, gate_up[run], of_row[run], grad_gate_up[run], grad_of_row[run])
-            else:
-                weighted_swiglu.alone(gate_up[run], of_row[run], hidden)
+                grads = grad_gate_up[run], grad_of_row[run]
+            else:  # h alone is wanted, with the bits that it has when all is
+                grads = unwanted[: stop - start], np.empty_like(of_row[run])
+            swiglu_backward.alone(hidden, gate_up[run], of_row[run], *grads)
             if of_weight:
                 np.matmul(copies.T, hidden, out=grad_weight[e])
 

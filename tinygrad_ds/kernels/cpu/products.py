@@ -4,7 +4,7 @@ BLAS would divide each product among its threads, wake them for it and let them 
 end. Here a thread takes the next task when it is done with one, so they wait once, and what stands around a
 product (rows gathered for it, results added up) is done by the same thread while its cache holds them.
 How work is cut into tasks depends on the shapes alone, and each task is done by one thread: the number of
-threads changes nothing.
+threads changes nothing. A single task, and little work, are left to BLAS and as many threads as it has.
 """
 
 import threading

@@ -145,7 +145,7 @@ def _visit(latents, keys, scores, rows, sums):
     """rows (3, heads): the largest score, the sum, and by how much sums shrink where a larger one comes."""
     width = BYTES // sums.itemsize
     heads, r = sums.shape
-    filled = (heads + width // 2 - 1) // (width // 2) * (width // 2)  # what scores hold beyond is not read
+    filled = (heads + width // 2 - 1) // (width // 2) * (width // 2)  # no head is beyond
     whole = r // width * width
     zero, nothing = splat(0, sums), splat(-np.inf, sums)
     rows[0], rows[1] = -np.inf, sums.dtype.type(0)
