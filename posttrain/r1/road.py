@@ -22,6 +22,7 @@ from train.errors import UserError
 from train.progress import Display, minutes
 
 DONE, SETTINGS = "done.json", "road.toml"
+CHAINS = "chains.jsonl"
 OURS = "begun"  # a stage that we began; without it what stands in its folder is somebody's own
 JUDGING = 2.0  # seconds, about, that a network is judged
 EXAMPLES = 4
@@ -57,8 +58,10 @@ def travel(
     after(out, results) is called behind each stage.
     """
     chosen = choose(stages, road.stages)
-    prepare(road, [stage.name for stage in stages])
     world = make_world(road, display)
+    if road.teacher is not None:
+        require_teacher(world, road.teacher)
+    prepare(road, [stage.name for stage in stages])
     results: Results = {}
     planned = spent = 0.0
     for number, stage in enumerate(chosen, start=1):
@@ -120,6 +123,25 @@ def prepare(road: Road, names: Sequence[str] = ()) -> None:
     save_settings(road, settings)
 
 
+def require_teacher(world: World, teacher: Path) -> None:
+    """Raise UserError where another road has not what students learn from, or speaks otherwise."""
+    if not (lessons := teacher / "lessons" / CHAINS).is_file():
+        raise UserError(
+            f"there is no {lessons}: name a road by --teacher whose stages blend and lessons are done"
+        )
+    require_vocabulary(world, teacher / "blend", "take the teacher's text, vocab_size and languages")
+
+
+def require_vocabulary(world: World, folder: Path, remedy: str) -> None:
+    """Raise UserError where the network of a folder reads another vocabulary than the road's."""
+    theirs = load(folder).tokenizer
+    if theirs.sha256 != world.tokenizer.sha256:
+        raise UserError(
+            f"{folder} is of another vocabulary ({theirs.vocab_size} tokens, sha256 {theirs.sha256[:12]}) "
+            f"than this road ({world.tokenizer.vocab_size}, {world.tokenizer.sha256[:12]}): {remedy}"
+        )
+
+
 def do(stage: Stage, world: World, folder: Path) -> dict[str, Any]:
     """Do one stage, judge its network, write down that it is done."""
     began = perf_counter()
@@ -139,13 +161,8 @@ def is_foreign(folder: Path) -> bool:
 
 def taken(world: World, folder: Path) -> dict[str, Any]:
     """Somebody's own network in place of a stage. Raises UserError where it reads another vocabulary."""
-    theirs = load(folder).tokenizer
-    if theirs.sha256 != world.tokenizer.sha256:
-        raise UserError(
-            f"{folder} is of another vocabulary ({theirs.vocab_size} tokens, sha256 {theirs.sha256[:12]}) "
-            f"than this road ({world.tokenizer.vocab_size}, {world.tokenizer.sha256[:12]}): take a network "
-            "of a road with the same text, vocab_size and languages, or delete the folder"
-        )
+    remedy = "take a network of a road with the same text, vocab_size and languages, or delete the folder"
+    require_vocabulary(world, folder, remedy)
     return {"taken": True, "lines": ["as it was found"]}
 
 

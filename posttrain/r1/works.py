@@ -11,7 +11,7 @@ from posttrain.learning import Learning
 from posttrain.models import Speaker, load, require_one_vocabulary
 from posttrain.progress import StageDisplay
 from posttrain.r1 import base, preference
-from posttrain.r1.road import OURS
+from posttrain.r1.road import CHAINS, OURS
 from posttrain.r1.settings import ANSWER, TIME
 from posttrain.r1.taste import Apart, Continuations, Mixed, Taste
 from posttrain.r1.world import World
@@ -24,7 +24,6 @@ from train.checkpoint import Checkpoints
 from train.observe import HeldOut
 from train.trainer import Record, State
 
-CHAINS = "chains.jsonl"
 RL = Learning(optimizer="adamw", lr=5e-4, warmup_steps=5)
 FINAL = Learning(optimizer="adamw", lr=5e-4, warmup_steps=5, decay="linear")
 COLD = Learning(optimizer="adamw", lr=5e-4, warmup_steps=5, decay="linear")

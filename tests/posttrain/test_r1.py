@@ -193,10 +193,19 @@ def test_students_of_several_seeds_share_a_teacher_and_are_compared(whole, text,
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/*/done.json")} == before
 
 
-def test_a_teacher_of_another_vocabulary_is_refused(whole, text, tmp_path):
-    asked = tiny(tmp_path / "s", text, teacher=whole[0].out, vocab_size=270, stages=("student-8-logits",))
-    with pytest.raises(UserError, match="different vocabularies"):
+@pytest.mark.parametrize("stage", ["student-8", "student-8-sft", "student-8-logits"])
+def test_a_teacher_of_another_vocabulary_is_refused_before_anything_is_done(whole, text, tmp_path, stage):
+    asked = tiny(tmp_path / "s", text, teacher=whole[0].out, vocab_size=270, stages=(stage,))
+    with pytest.raises(UserError, match="blend is of another vocabulary"):
         went(asked)
+    assert not asked.out.exists()
+
+
+def test_a_teacher_that_is_not_there_is_refused_before_anything_is_done(text, tmp_path):
+    asked = tiny(tmp_path / "s", text, teacher=tmp_path / "typo")
+    with pytest.raises(UserError, match="there is no .*typo/lessons/chains.jsonl: name a road"):
+        went(asked)
+    assert not asked.out.exists()
 
 
 def test_means_over_seeds_by_hand():
