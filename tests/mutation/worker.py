@@ -126,6 +126,8 @@ def run_kind(
                     verdict, by = worker.pipe.recv()
                 except (EOFError, OSError):
                     verdict, by = "killed", "the process crashed"
+                    if worker.preparing:
+                        verdict, by = "untried", "the process crashed on cases or tests unchanged"
                     busy[place] = renewed(worker)
                 if verdict == "stale":
                     raise RuntimeError(by)

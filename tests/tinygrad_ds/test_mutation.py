@@ -2,11 +2,14 @@
 
 import ast
 import importlib
+import multiprocessing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tinygrad_ds as tg
+from tests.mutation import worker
 from tests.mutation.__main__ import chosen, trial
 from tests.mutation.cases import Hung, limited, try_case
 from tests.mutation.equivalents import EQUIVALENT, reason
@@ -14,7 +17,7 @@ from tests.mutation.mutations import mutations
 from tests.mutation.report import details, survivors, table
 from tests.mutation.targets import Target, functions, mutants, targets
 from tests.mutation.trial import Laboratory, Stale, code_of
-from tests.mutation.worker import Outcome
+from tests.mutation.worker import Outcome, Worker
 from tinygrad_ds.kernels.table import TWINS
 
 SOFTMAX = Target("tinygrad_ds/ops/activation.py", "softmax_backward", ("softmax",))
@@ -144,6 +147,31 @@ def test_a_worker_that_hangs_is_replaced(monkeypatch):
     outcomes = trial(asked[:2], 1, 0.0, say=False)
     assert {each.mutant for each in outcomes} == set(asked[:2])
     assert {each.verdict for each in outcomes} <= {"timeout", "killed"}
+
+
+class Dying(Worker):
+    """Says these things of a mutant, then its process is gone."""
+
+    says: tuple = ()
+    process = SimpleNamespace(pid=None, kill=lambda: None, join=lambda: None)
+
+    def __init__(self, plain_kernels):
+        self.plain_kernels = plain_kernels
+        self.pipe, self.theirs = multiprocessing.Pipe()
+
+    def give(self, mutant, cases_only):
+        super().give(mutant, cases_only)
+        for each in self.says:
+            self.theirs.send(each)
+        self.theirs.close()
+
+
+@pytest.mark.parametrize(("says", "verdict"), [((), "untried"), ((("prepared", ""),), "killed")])
+def test_a_worker_that_dies_before_the_mutant_is_in_place_has_not_tried_it(monkeypatch, says, verdict):
+    monkeypatch.setattr(Dying, "says", says)
+    monkeypatch.setattr(worker, "Worker", Dying)
+    (outcome,) = worker.run([mutants(SOFTMAX)[0][0]], 1, 10.0)
+    assert outcome.verdict == verdict and "the process crashed" in outcome.by
 
 
 def test_kernels_are_tried_as_plain_python():
