@@ -11,7 +11,7 @@ from posttrain.models import Speaker
 from posttrain.rewards import RewardError
 from tinygrad_ds import Tensor
 from train.checkpoint import Checkpoints, SaveEvery, load_model, load_state
-from train.device_memory import OutOfMemory, told_where_it_went
+from train.device_memory import MOVING, OutOfMemory, told_where_it_went
 from train.errors import UserError
 from train.metrics import Metrics
 from train.tokenizer import Tokenizer
@@ -85,8 +85,8 @@ def run_stage(
 
     Checkpoints come after multiples of `multiple` steps only (the updates that share a batch of completions),
     and so must the end. bias_speed: how far the routers' biases move in a step. A reward that breaks stops
-    the run with a checkpoint from before the step, and so does a GPU's memory that does not suffice. Raises
-    TrainingStopped, UserError.
+    the run with a checkpoint from before the step, and so does a GPU's memory that does not suffice, but for
+    the optimizer. Raises TrainingStopped, UserError.
     """
     (model, tokenizer), state, optimizer = start.speaker, start.state, start.optimizer
     if state.total < 1 or state.total % multiple:
@@ -97,25 +97,26 @@ def run_stage(
     checkpoints = Checkpoints(folder / "checkpoints", keep, beside)
     metrics = Metrics(folder / "metrics.jsonl", state.metrics)
     every = -(-save_every // multiple) * multiple
+    remedy = "lower micro_batch, the rows of text, or the prompts and samples of a step"
     try:
-        train(
-            model,
-            optimizer,
-            subject.next_work,
-            subject.loss,
-            state,
-            learning_rate=start.learning.rate,
-            clip=start.learning.clip,
-            bias_speed=lambda state: bias_speed,
-            around=lambda: told_where_it_went(model, optimizer, "lower micro_batch, or the rows of text"),
-            after=[*after, display, metrics, SaveEvery(checkpoints, model, optimizer, every)],
-        )
+        with told_where_it_went(model, optimizer, remedy):
+            train(
+                model,
+                optimizer,
+                subject.next_work,
+                subject.loss,
+                state,
+                learning_rate=start.learning.rate,
+                clip=start.learning.clip,
+                bias_speed=lambda state: bias_speed,
+                after=[*after, display, metrics, SaveEvery(checkpoints, model, optimizer, every)],
+            )
     except OutOfMemory as error:
         model.zero_grad()
-        if not state.step % multiple:
+        if not state.torn and not state.step % multiple:
             checkpoints.save(model, optimizer, state)
-        whole = f"{kept[-1]} is whole" if (kept := checkpoints.all()) else "no checkpoint yet"
-        raise TrainingStopped(f"step {state.step + 1}: {error} {whole}") from None
+        moving = MOVING if state.torn else ""
+        raise TrainingStopped(f"after step {state.step}: {error} {moving}{checkpoints.told()}") from None
     except RewardError as error:
         saved = checkpoints.save(model, optimizer, state)
         raise TrainingStopped(f"step {state.step + 1}: {error}; {saved} is from before that step") from error

@@ -59,6 +59,10 @@ class Checkpoints:
         """The folders of all whole checkpoints, the newest last."""
         return sorted(self.folder.glob("step-*"))
 
+    def told(self) -> str:
+        """What a run that stops has left, in words."""
+        return f"{kept[-1]} is whole" if (kept := self.all()) else "no checkpoint yet"
+
     def latest(self) -> Path:
         """The newest checkpoint. Raises UserError if there is none."""
         if not (found := self.all()):

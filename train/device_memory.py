@@ -12,7 +12,7 @@ from tinygrad_ds.device import here
 
 
 class OutOfMemory(RuntimeError):
-    """A GPU's memory did not suffice for a step; the weights are as before it."""
+    """A GPU's memory did not suffice; the weights are those of a step, but where `State.torn` says not."""
 
 
 def device_bytes() -> int | None:
@@ -55,6 +55,9 @@ def to_lower(batch: int, recompute: bool) -> str:
     """What a run that trains on text may lower where memory runs out all the same."""
     lower = f"lower micro_batch, which is {batch}" if batch > 1 else "lower time, or take a smaller network"
     return lower if recompute else f"add --recompute, or {lower}"
+
+
+MOVING = "It ran out while the optimizer moved the weights, which are therefore not saved; "
 
 
 @contextmanager

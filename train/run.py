@@ -1,8 +1,7 @@
 """Pre-training from text to report: puts data, network, optimizer and loop together in a run's folder."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from train.cache import write_aside
 from train.checkpoint import Checkpoints, SaveEvery, load_state, open_model
 from train.config import Config
 from train.data import Corpus, load_corpus
-from train.device_memory import OutOfMemory, device_bytes, to_lower, told_where_it_went, too_large
+from train.device_memory import MOVING, OutOfMemory, device_bytes, to_lower, told_where_it_went, too_large
 from train.errors import UserError
 from train.evaluate import bits_per_byte
 from train.metrics import Metrics, read_metrics
@@ -213,14 +212,6 @@ def go_on(
         numbers = team.gradients(model, work, loss, state)
         return numbers | {"infinities": infinities.taken()} if config.precision == "fp8" else numbers
 
-    @contextmanager
-    def around() -> Iterator[None]:
-        with (
-            told_where_it_went(model, team.optimizer, to_lower(config.micro_batch, config.recompute)),
-            precision(products, seed=state.step, infinities=infinities),
-        ):
-            yield
-
     def watch() -> list[Hook]:
         """What is shown, measured and saved."""
         whole, optimizer = team.whole, team.whole_optimizer
@@ -239,8 +230,9 @@ def go_on(
     wanted = config.micro_batch, config.time, device_bytes()
     if told := too_large(model.config, *wanted, recompute=config.recompute):
         display.say(told)
+    remedy = to_lower(config.micro_batch, config.recompute)
     try:
-        with display:
+        with display, told_where_it_went(model, team.optimizer, remedy):
             train(
                 model,
                 team.optimizer,
@@ -254,20 +246,19 @@ def go_on(
                     learning.bias_speed * (state.done < learning.bias_until * state.total)
                 ),
                 gradients=gradients,
-                around=around,
+                around=lambda: precision(products, seed=state.step, infinities=infinities),
                 after=team.after(own, watch),
             )
     except OutOfMemory as error:
         model.zero_grad()
-        if team.speaks and team.whole is model:  # several ranks cannot bring their parts together any more
+        # several ranks cannot bring their parts together any more
+        if team.speaks and team.whole is model and not state.torn:
             checkpoints.save(team.whole, team.whole_optimizer, state)
-        raise TrainingStopped(f"step {state.step + 1}: {error} {checkpoints.latest()} is whole") from None
+        moving = MOVING if state.torn else ""
+        raise TrainingStopped(f"after step {state.step}: {error} {moving}{checkpoints.told()}") from None
     except (TrainingStopped, FloatingPointError) as error:  # the second: a tile of FP8 that is all NaN
-        kept = checkpoints.all()
         step = f"step {state.step + 1}: " if isinstance(error, FloatingPointError) else ""
-        raise TrainingStopped(
-            f"{step}{error}; {f'{kept[-1]} is whole' if kept else 'no checkpoint yet'}"
-        ) from None
+        raise TrainingStopped(f"{step}{error}; {checkpoints.told()}") from None
     if team.speaks:
         judge(folder, data, team.whole, state, display, rows)
 

@@ -51,6 +51,8 @@ class State:
     """Spent in steps and what follows them, over all sessions."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds by name of what they went into."""
+    torn: bool = False
+    """Whether the optimizer is at work: the weights are of no step, and no checkpoint may hold them."""
     metrics: int = 0
     """Bytes of the metrics file when the last step had been written."""
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
@@ -133,6 +135,7 @@ def train(
         with state.phase("optimizer"):
             optimizer.lr = learning_rate(state)
             norm = clip_gradients(model, clip)
+            state.torn = True
             if isinstance(norm, Pending):
                 numbers, norm, loads = norm.finish(optimizer, numbers, bias_speed(state))
                 refuse_not_finite(state.step + 1, optimizer.lr, numbers["loss"], norm)
@@ -144,6 +147,7 @@ def train(
                 model.update_router_bias(bias_speed(state))
         state.step += 1
         state.done += work.size
+        state.torn = False
         state.seconds = perf_counter() - started
         record = {
             "step": state.step,

@@ -10,7 +10,7 @@ from posttrain.__main__ import main
 from posttrain.learning import Learning
 from posttrain.models import Speaker
 from posttrain.sft import FineTuning
-from posttrain.stage import Start, run_stage
+from posttrain.stage import Start, has_begun, restored, run_stage
 from tests.posttrain.small import make_home, network, sequences, vocabulary
 from tinygrad_ds import settings
 from train.trainer import TrainingStopped
@@ -84,7 +84,9 @@ def test_a_stage_that_runs_out_of_memory_says_so_and_leaves_a_checkpoint(tmp_pat
     with tg.using(device="cuda"):
         start = Start.of(Speaker(network(dtype="float32"), vocabulary()), Learning(), steps=2)
         subject = Greedy(sequences([(3, 4), (1, 2)]), 16, batch=2)
-        with pytest.raises(TrainingStopped, match="step 2: .*weights .*Remedy: lower micro_batch") as caught:
+        with pytest.raises(
+            TrainingStopped, match="after step 1: .*weights .*Remedy: lower micro_batch"
+        ) as caught:
             run_stage(
                 tmp_path,
                 start,
@@ -95,3 +97,54 @@ def test_a_stage_that_runs_out_of_memory_says_so_and_leaves_a_checkpoint(tmp_pat
     there = {"step-00000001"} if multiple == 1 else set()
     assert {path.name for path in (tmp_path / "checkpoints").glob("step*")} == there
     assert ("step-00000001 is whole" if there else "no checkpoint yet") in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["next_work", "step", "after"])
+def test_memory_that_runs_out_beside_the_gradient_is_told_too(tmp_path, where):
+    """The checkpoint is of a whole step; where the optimizer had begun to move the weights there is none."""
+    before, calls = [], []
+
+    def exhaust():
+        calls.append(where)
+        if len(calls) == 2:
+            cupy.empty(1 << 50, "u1")
+
+    class Greedy(FineTuning):
+        def next_work(self, state):
+            before[:] = [leaf.numpy().copy() for leaf in model.parameters()]
+            if where == "next_work":
+                exhaust()
+            return super().next_work(state)
+
+    def after(state, record):
+        if where == "after":
+            before[:] = [leaf.numpy().copy() for leaf in model.parameters()]
+            exhaust()
+
+    with tg.using(device="cuda"):
+        model = network(dtype="float32")
+        start = Start.of(Speaker(model, vocabulary()), Learning(), steps=3)
+        step = start.optimizer.step
+
+        def moved(*control):
+            step(*control)
+            if where == "step":
+                exhaust()
+
+        start.optimizer.step = moved
+        subject = Greedy(sequences([(3, 4), (1, 2)]), 16, batch=2)
+        done = 2 if where == "after" else 1
+        with pytest.raises(
+            TrainingStopped, match=f"after step {done}: .*Remedy: lower micro_batch"
+        ) as caught:
+            run_stage(tmp_path, start, subject, after=[after])
+        told = str(caught.value)
+        if where == "step":
+            assert "while the optimizer moved the weights" in told and told.endswith("no checkpoint yet")
+            assert not has_begun(tmp_path)
+            return
+        assert told.endswith(f"step-{done:08d} is whole")
+        again = restored(tmp_path, Learning(), 3)
+        assert again.state.step == done
+        for old, leaf in zip(before, again.speaker.model.parameters(), strict=True):
+            assert (leaf.numpy() == old).all()
