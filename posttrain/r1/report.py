@@ -71,7 +71,9 @@ def sections(out: Path, results: Results) -> Iterator[str]:
 
 REINFORCEMENT = (
     "The mean over each step's completions: pale as it was, dark over five steps. A right answer earns 1, "
-    "the one exact shape 0.2; nothing rewards length, or thinking as such."
+    "the one exact shape 0.2. In the last stage general text earns 0 to 1 from the preference; where there "
+    "are two notations, stages that are to keep to one earn up to 1 for it. Nothing rewards length, or "
+    "thinking as such."
 )
 SECONDS = "Seconds since the stage began, on the machine that went the road."
 STAGES = "Whiskers are standard errors over prompts. No prompt that is judged here was ever trained on."
