@@ -64,7 +64,7 @@ parallel-demo: $(INSTALLED)  ## four processes train as one, by DualPipe, and wr
 	$(BIN)/mpiexec -n 4 $(BIN)/python -m train --pipeline dualpipe --num-hidden-layers 4 --micro-batch 2 \
 	    --tokens 100000 --out runs/parallel $(if $(TEXT),--text "$(TEXT)")
 
-mutation: $(INSTALLED)  ## one slip at a time in every derivative: do the tests notice? (an hour or two)
+mutation: $(INSTALLED)  ## one slip at a time in every derivative: do the tests notice? (half an hour)
 	nice $(BIN)/python -m tests.mutation --workers $(WORKERS)
 
 $(ORACLE)/.installed: $(SOURCES)
