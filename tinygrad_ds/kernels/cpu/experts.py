@@ -175,7 +175,7 @@ def _experts_out_backward(saved, g, of_input, of_weight):
                 np.matmul(copies, weight[e], out=hidden)
                 grads = grad_gate_up[run], grad_of_row[run]
             else:  # h alone is wanted, with the bits that it has when all is
-                grads = unwanted[: stop - start], np.empty_like(of_row[run])
+                grads = unwanted, np.empty_like(of_row[run])
             swiglu_backward.alone(hidden, gate_up[run], of_row[run], *grads)
             if of_weight:
                 np.matmul(copies.T, hidden, out=grad_weight[e])
