@@ -20,7 +20,7 @@ from layers.module import Module, Part
 from layers.moe import MoE
 from layers.mtp import MTPModule
 from layers.norm import RMSNorm
-from layers.precision import repeatable
+from layers.precision import recompute
 from layers.rope import Rotary
 from tinygrad_ds import Tensor, settings
 from tinygrad_ds.device import Array, generator, place, to_host
@@ -132,7 +132,7 @@ class DeepSeekModel(Module):
             if states is not None:
                 states.append(x)
             if self.recompute:
-                x, loss = tg.recompute(repeatable(lambda x, block=block: block(x, context)), x)
+                x, loss = recompute(lambda x, block=block: block(x, context), x)
             else:
                 x, loss = block(x, context)
             balances.append(loss)
@@ -164,8 +164,7 @@ class DeepSeekModel(Module):
         with tg.no_grad() if cache is not None else nullcontext():
             embedded = self.embed_tokens(place(ids))
             if self.recompute:
-                again = repeatable(lambda h, embedded: module(h, embedded, context))
-                h, loss = tg.recompute(again, h, embedded)
+                h, loss = recompute(lambda h, embedded: module(h, embedded, context), h, embedded)
             else:
                 h, loss = module(h, embedded, context)
         if cache is not None:

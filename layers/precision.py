@@ -179,10 +179,15 @@ def precision(chosen: Products, *, seed: int = 0, infinities: Infinities | None 
         _seeds.reset(seeds)
 
 
-def repeatable(function: Callable) -> Callable:
-    """`function`, multiplying and rounding in every call as in its first: so `tg.recompute` may run it again,
-    wherever backward is called.
+def recompute(function: Callable, *inputs: Tensor) -> Any:
+    """`tg.recompute`, where products are multiplied and rounded the second time as the first, wherever
+    backward is called.
     """
+    return tg.recompute(_repeatable(function), *inputs)
+
+
+def _repeatable(function: Callable) -> Callable:
+    """`function`, multiplying and rounding in every call as in its first."""
     first: tuple[Products, int] | None = None
 
     def run(*inputs: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tinygrad_ds.device import Array, namespace, to_host
 from train.parallel.communicator import Communicator
+from train.parallel.units import parsed
 
 
 class Rows(NamedTuple):
@@ -34,8 +35,8 @@ def rows_in(key: str) -> Rows:
     """Of a key such as `m.model.norm.weight[0:16]`."""
     if "[" not in key:
         return Rows(key, 0, 1)
-    base, rows = key.removesuffix("]").split("[")
-    return Rows(base, *map(int, rows.split(":")))
+    kind, name, start, stop = parsed(key)
+    return Rows(f"{kind}.{name}", start, stop)
 
 
 def parcels(has: list[list[Rows]], wants: list[list[Rows]]) -> Iterator[Parcel]:

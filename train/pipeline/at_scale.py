@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from layers import DeepSeekConfig
 from layers.plan import attention_numbers, count
-from layers.roofline import attention_flops, kept_numbers
+from layers.roofline import attention_flops, kept_in_block
 from train.pipeline.cluster import Assumptions, doubtful
 from train.pipeline.schedule import dualpipe
 from train.pipeline.search import Split, best_split, stage_sums
@@ -90,12 +90,7 @@ def block(config: DeepSeekConfig, given: Assumptions, moe: bool) -> Pass:
     again = sum(2 * tokens * numbers / (rate * given.share_of_sms) for numbers, rate in products[1:3])
     router = moe * 2 * tokens * config.n_routed_experts * config.hidden_size / given.bf16
     scores = tokens * attention_flops(config, (given.length + 1) / 2) / config.num_hidden_layers
-    fewer = config.replace(num_hidden_layers=config.num_hidden_layers - 1)
-    kept = kept_numbers(config) - kept_numbers(fewer)
-    if not moe:
-        one_less = config.replace(first_k_dense_replace=config.first_k_dense_replace - 1)
-        kept += kept_numbers(config) - kept_numbers(one_less)
-    moved = 2 * tokens * kept / given.memory  # in bfloat16
+    moved = 2 * tokens * kept_in_block(config, moe=moe) / given.memory  # in bfloat16
     back, weights = once / given.input_rate, once / given.weight_rate
     return Pass(
         F=once + router + scores / given.attention + given.forward_moves * moved,

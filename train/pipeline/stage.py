@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-import tinygrad_ds as tg
 from layers import DeepSeekModel
 from layers.block import Block
 from layers.cache import KVCache, LatentCache
 from layers.context import make_context
 from layers.loss import Losses, added, count_targets
-from layers.precision import repeatable
+from layers.precision import recompute
 from tinygrad_ds import Tensor
 from tinygrad_ds.device import Array, here, place, to_host
 from tinygrad_ds.tensor import plain
@@ -83,7 +82,7 @@ class Stage(DeepSeekModel):
         for i in self.held:
             block, x = self.layers[i], border(x, f"attention {i}")
             if self.recompute:  # as one component
-                x, loss = tg.recompute(repeatable(lambda x, block=block: block(x, context)), x)
+                x, loss = recompute(lambda x, block=block: block(x, context), x)
                 balances.append(loss)
                 continue
             x = block.attend(x, context)
